@@ -1,0 +1,231 @@
+"""What can be asked about a scene: one small function a question, from the exact scene graph to question and answer.
+
+Every function takes the things of a scene and a random generator and returns a `Question`, or None where the scene
+does not allow the question (two stars, say, when the color of "the star" is asked).
+"""
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from .scenes import Thing
+from .vocabulary import COLORS, HOME_OF_SHAPE, LETTERS, PLURALS, SHAPES, TASTE_OF_COLOR
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question, its one right answer and, where there are any, choices, a text context and the place asked about."""
+
+    text: str
+    answer: str
+    choices: tuple[str, ...] = ()
+    context: str = ""
+    place: str = ""
+
+
+UNANSWERABLE = "unanswerable"
+Asker = Callable[[list[Thing], np.random.Generator], Question | None]
+
+
+def _noun(thing: Thing) -> str:
+    """How a question refers to a thing without giving it away: a shape by its name, a word or number by its kind."""
+    return thing.name if thing.kind == "shape" else thing.kind
+
+
+def _pick(options: list, rng: np.random.Generator):
+    return options[rng.integers(len(options))] if options else None
+
+
+def _unique(things: list[Thing], key: Callable[[Thing], str]) -> list[Thing]:
+    """The things that no other thing of the scene shares `key` with."""
+    counts = Counter(map(key, things))
+    return [thing for thing in things if counts[key(thing)] == 1]
+
+
+def _color(thing: Thing) -> str:
+    return thing.color
+
+
+# ---- attributes, existence, places (VQAv2's part) --------------------------------------------------------------------
+
+def color_of(things, rng) -> Question | None:
+    """what color is the star ?"""
+    thing = _pick(_unique(things, _noun), rng)
+    return thing and Question(f"what color is the {_noun(thing)} ?", thing.color, place=thing.place)
+
+
+def shape_by_color(things, rng) -> Question | None:
+    """what shape is red ?"""
+    thing = _pick([t for t in _unique(things, _color) if t.kind == "shape"], rng)
+    return thing and Question(f"what shape is {thing.color} ?", thing.name, place=thing.place)
+
+
+def shape_at(things, rng) -> Question | None:
+    """what shape is at the top left ?"""
+    thing = _pick([t for t in things if t.kind == "shape"], rng)
+    return thing and Question(f"what shape is at the {thing.place} ?", thing.name)
+
+
+def color_at(things, rng) -> Question | None:
+    """what color is at the top left ?"""
+    thing = _pick(things, rng)
+    return Question(f"what color is at the {thing.place} ?", thing.color)
+
+
+def where_is(things, rng) -> Question | None:
+    """where is the star ?"""
+    thing = _pick(_unique(things, _noun), rng)
+    return thing and Question(f"where is the {_noun(thing)} ?", thing.place)
+
+
+def exists(things, rng) -> Question | None:
+    """is there a red star ? Half of the answers are no, with the shape or the color of a thing that is there."""
+    shapes = [t for t in things if t.kind == "shape"]
+    thing = _pick(shapes, rng)
+    if thing is None:
+        return None
+    shape, color = thing.name, thing.color
+    if rng.random() < 0.5:
+        return Question(f"is there a {color} {shape} ?", "yes")
+    present = {(t.name, t.color) for t in shapes}
+    absent = [(s, color) for s in SHAPES if (s, color) not in present]
+    absent += [(shape, c) for c in COLORS if (shape, c) not in present]
+    shape, color = _pick(absent, rng)
+    return Question(f"is there a {color} {shape} ?", "no")
+
+
+# ---- knowledge (OKVQA's part): see the thing, know the fact -----------------------------------------------------------
+
+def home_of(things, rng) -> Question | None:
+    """what is the home of the red thing ? The fact is a fact about its shape."""
+    thing = _pick([t for t in _unique(things, _color) if t.kind == "shape"], rng)
+    return thing and Question(f"what is the home of the {thing.color} thing ?", HOME_OF_SHAPE[thing.name])
+
+
+def home_at(things, rng) -> Question | None:
+    """what is the home of the thing at the top left ?"""
+    thing = _pick([t for t in things if t.kind == "shape"], rng)
+    return thing and Question(f"what is the home of the thing at the {thing.place} ?", HOME_OF_SHAPE[thing.name])
+
+
+def taste_of(things, rng) -> Question | None:
+    """what is the taste of the star ? The fact is a fact about its color."""
+    thing = _pick(_unique(things, _noun), rng)
+    return thing and Question(f"what is the taste of the {_noun(thing)} ?", TASTE_OF_COLOR[thing.color])
+
+
+# ---- reading (OCRVQA's part) ------------------------------------------------------------------------------------------
+
+def _readable(things, kind):
+    return [t for t in things if t.kind == kind]
+
+
+def read_at(things, rng) -> Question | None:
+    """what number is at the top left ?"""
+    thing = _pick(_readable(things, "number") + _readable(things, "word"), rng)
+    return thing and Question(f"what {thing.kind} is at the {thing.place} ?", thing.name)
+
+
+def read_written(things, rng) -> Question | None:
+    """what word is written ? Asked where only one is."""
+    kinds = [kind for kind in ("number", "word") if len(_readable(things, kind)) == 1]
+    kind = _pick(kinds, rng)
+    return kind and Question(f"what {kind} is written ?", _readable(things, kind)[0].name)
+
+
+def read_by_color(things, rng) -> Question | None:
+    """what number is red ?"""
+    thing = _pick([t for t in _unique(things, _color) if t.kind != "shape"], rng)
+    return thing and Question(f"what {thing.kind} is {thing.color} ?", thing.name)
+
+
+# ---- captions -------------------------------------------------------------------------------------------------------
+
+def _listed(phrases: list[str]) -> str:
+    return phrases[0] if len(phrases) == 1 else " , ".join(phrases[:-1]) + " and " + phrases[-1]
+
+
+def caption(things, rng) -> Question:
+    """a red star , a blue 7 and a green cat (reading order): the style that the bases are trained on."""
+    return Question("", _listed([f"a {t.color} {t.name}" for t in things]))
+
+
+def dense_caption(things, rng) -> Question:
+    """top left red star , bottom right blue 7: what stands where."""
+    return Question("", " , ".join(f"{t.place} {t.color} {t.name}" for t in things))
+
+
+def other_style_caption(things, rng) -> Question:
+    """seen : star in red and 7 in blue: another style, from the bottom right up (Flickr30k's part)."""
+    return Question("", "seen : " + _listed([f"{t.name} in {t.color}" for t in reversed(things)]))
+
+
+# ---- unseen tasks -----------------------------------------------------------------------------------------------------
+
+def count(things, rng) -> Question:
+    """how many stars are there ? how many are red ? (IconQA, fill in the blank)"""
+    if rng.random() < 0.5:
+        k = rng.integers(len(SHAPES)) if rng.random() < 0.2 else SHAPES.index(_pick(things, rng).name)
+        return Question(f"how many {PLURALS[k]} are there ?", str(sum(t.name == SHAPES[k] for t in things)))
+    color = _pick(COLORS, rng) if rng.random() < 0.2 else _pick(things, rng).color
+    return Question(f"how many are {color} ?", str(sum(t.color == color for t in things)))
+
+
+def most_common(things, rng) -> Question | None:
+    """what shape is there most ? Three choices are offered (IconQA, choose text)."""
+    key, kind, names = (_noun, "shape", SHAPES) if rng.random() < 0.5 else (_color, "color", COLORS)
+    ranked = Counter(map(key, things)).most_common()
+    if len(ranked) < 2 or ranked[0][1] == ranked[1][1]:
+        return None
+    answer, rival = ranked[0][0], ranked[1][0]
+    other = _pick([name for name in names if name not in (answer, rival)], rng)
+    choices = tuple(rng.permutation([answer, rival, other]).tolist())
+    return Question(f"what {kind} is there most ?", answer, choices)
+
+
+def absent(things, rng) -> Question:
+    """what color is the star ? Asked where there is no star: nobody can answer (VizWiz)."""
+    if rng.random() < 0.5:
+        shape = _pick([s for s in SHAPES if s not in {t.name for t in things}], rng)
+        return Question(f"what color is the {shape} ?", UNANSWERABLE)
+    color = _pick([c for c in COLORS if c not in {t.color for t in things}], rng)
+    return Question(f"what shape is {color} ?", UNANSWERABLE)
+
+
+def lettered(things, rng) -> Question | None:
+    """what color is the star ? a red b blue c green, with a fact as hint; the answer is a letter (ScienceQA)."""
+    asked = _pick([color_of, shape_by_color, color_at, shape_at], rng)(things, rng)
+    if asked is None:
+        return None
+    names = COLORS if asked.answer in COLORS else SHAPES
+    wrong = rng.permutation([name for name in names if name != asked.answer])[:2].tolist()
+    choices = tuple(rng.permutation([asked.answer, *wrong]).tolist())
+    return Question(asked.text, LETTERS[choices.index(asked.answer)], choices, context=fact(rng))
+
+
+# ---- text without pictures --------------------------------------------------------------------------------------------
+
+def fact(rng) -> str:
+    """the home of the star is the sky: one fact as a sentence."""
+    if rng.random() < 0.5:
+        shape = _pick(SHAPES, rng)
+        return f"the home of the {shape} is the {HOME_OF_SHAPE[shape]}"
+    color = _pick(COLORS, rng)
+    return f"the taste of {color} is {TASTE_OF_COLOR[color]}"
+
+
+SEEN: dict[str, tuple[Asker, ...]] = {
+    "vqav2": (color_of, shape_by_color, shape_at, color_at, where_is, exists),
+    "okvqa": (home_of, home_at, taste_of),
+    "ocrvqa": (read_at, read_written, read_by_color),
+}
+
+
+def ask(askers: tuple[Asker, ...], things: list[Thing], rng: np.random.Generator) -> Question | None:
+    """The first question in random order that the scene allows, or None."""
+    for k in rng.permutation(len(askers)):
+        question = askers[k](things, rng)
+        if question is not None:
+            return question
+    return None

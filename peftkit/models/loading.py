@@ -1,0 +1,98 @@
+"""Load a base by its bundled name, its hub name or its folder; always through transformers' own classes."""
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import transformers
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+from ..errors import PeftkitError, choose
+from .regions import ARCHITECTURES, Architecture, architecture
+
+BUNDLED = Path(__file__).parent / "bundled"
+HUB_TIMEOUT = 8.0  # seconds before a hub name is given up
+
+
+@dataclass(frozen=True)
+class Base:
+    """A pre-trained model with its processor. hash: of the weights, part of every run's identity."""
+
+    name: str
+    model: transformers.PreTrainedModel
+    processor: transformers.ProcessorMixin
+    hash: str
+
+    @property
+    def architecture(self) -> Architecture:
+        """Where the model keeps its regions."""
+        return architecture(self.model)
+
+
+def bundled_names() -> list[str]:
+    """Names of the bases that ship with the package."""
+    return sorted(folder.parent.name for folder in BUNDLED.glob("*/config.json"))
+
+
+def load(name: str, *, dtype: torch.dtype = torch.float32, device: str | torch.device | None = None) -> Base:
+    """Load a base.
+
+    name: a bundled name ("tiny-llava-s"), a folder written by `save_pretrained`, or a hub name ("llava-hf/...").
+    dtype: of the weights. device: where to put them (the CPU unless told).
+    Raises PeftkitError for an unknown name, an unsupported model type, or a hub that does not answer within 10 s.
+    """
+    folder = _folder(str(name))
+    config = transformers.AutoConfig.from_pretrained(folder)
+    choose("model type", config.model_type, ARCHITECTURES)
+    model_class = getattr(transformers, (config.architectures or [""])[0], transformers.AutoModelForImageTextToText)
+    model = model_class.from_pretrained(folder, dtype=dtype)
+    processor = transformers.AutoProcessor.from_pretrained(folder)
+    return Base(str(name), model.to(device).eval() if device else model.eval(), processor, weights_hash(folder))
+
+
+def weights_hash(folder: Path) -> str:
+    """First 16 hex digits of a sha256 over the weight files: their bytes up to 64 MB, above that name and size."""
+    digest = hashlib.sha256()
+    for file in sorted(Path(folder).glob("*.safetensors")):
+        large = file.stat().st_size > 64e6
+        digest.update(f"{file.name} {file.stat().st_size}".encode() if large else file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def manifest(name: str) -> dict:
+    """The manifest of a bundled base: recipe, seed, seconds, hash and zero-shot scores."""
+    return json.loads((BUNDLED / choose("bundled base", name, bundled_names()) / "manifest.json").read_text())
+
+
+def _folder(name: str) -> Path:
+    if (BUNDLED / name / "config.json").is_file() and "/" not in name:
+        return BUNDLED / name
+    if Path(name).is_dir():
+        if not (Path(name) / "config.json").is_file():
+            raise PeftkitError(f"the folder {name!r} has no config.json; accepted: a folder written by save_pretrained")
+        return Path(name)
+    if name.count("/") == 1 and not name.startswith((".", "/")):
+        return _hub_folder(name)
+    return choose("model", name, [*bundled_names(), "a folder", "a hub name such as llava-hf/llava-1.5-7b-hf"])
+
+
+def _hub_folder(name: str) -> Path:
+    """The hub repository in the local cache; downloaded first if it is not there."""
+    patterns = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]  # never pickles
+    try:
+        return Path(snapshot_download(name, allow_patterns=patterns, local_files_only=True))
+    except LocalEntryNotFoundError:
+        pass
+    try:
+        HfApi().model_info(name, timeout=HUB_TIMEOUT)
+    except HfHubHTTPError as error:
+        raise PeftkitError(f"the hub has no model {name!r} for you ({error.response.status_code}): check the name and, "
+                           "for a gated model, accept its licence and run `hf auth login`") from None
+    except Exception as error:
+        raise PeftkitError(
+            f"the hub did not answer for {name!r} ({type(error).__name__}): without network, download it elsewhere with "
+            f"`hf download {name} --local-dir FOLDER` and load the folder, or use a bundled base: "
+            f"{', '.join(bundled_names())}") from None
+    return Path(snapshot_download(name, allow_patterns=patterns))

@@ -1,0 +1,5 @@
+"""Training: one loop for all methods, with the frozen vision tower run once."""
+from .config import TrainConfig
+from .loop import TrainResult, train
+
+__all__ = ["TrainConfig", "TrainResult", "train"]

@@ -1,0 +1,45 @@
+"""Settings of one training run."""
+from dataclasses import dataclass
+
+from ..errors import PeftkitError, choose
+
+SCHEDULES = ("cosine", "linear", "constant")
+PRECISIONS = ("fp32", "bf16")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """epochs; batch_size (examples an optimizer step sees per accumulation step); learning_rate (peak, of the method);
+    connector_learning_rate (peak; a tenth of learning_rate unless given, the ratio of Zhou 2024); schedule;
+    warmup_ratio (share of all steps); weight_decay; max_grad_norm; accumulation (batches a step); precision ("fp32",
+    "bf16" autocast); seed (of data order and dropout); max_length (tokens of an example); cache_features (keep the
+    frozen vision tower's output in memory); progress (show a bar)."""
+
+    epochs: float = 3
+    batch_size: int = 32
+    learning_rate: float = 2e-4
+    connector_learning_rate: float | None = None
+    schedule: str = "cosine"
+    warmup_ratio: float = 0.03
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    accumulation: int = 1
+    precision: str = "fp32"
+    seed: int = 42
+    max_length: int = 2048
+    cache_features: bool = True
+    progress: bool = True
+
+    def __post_init__(self):
+        choose("schedule", self.schedule, SCHEDULES)
+        choose("precision", self.precision, PRECISIONS)
+        for name in ("epochs", "batch_size", "learning_rate", "max_grad_norm", "accumulation", "max_length"):
+            if not getattr(self, name) > 0:
+                raise PeftkitError(f"{name} is {getattr(self, name)!r}; accepted: a number above 0")
+        if not 0 <= self.warmup_ratio < 1:
+            raise PeftkitError(f"warmup_ratio is {self.warmup_ratio!r}; accepted: 0 up to, not including, 1")
+
+    @property
+    def connector_rate(self) -> float:
+        """The connector's peak learning rate."""
+        return self.connector_learning_rate or self.learning_rate / 10

@@ -1,0 +1,137 @@
+"""The training loop: one readable accelerate loop for every method and model."""
+import math
+import time
+from dataclasses import dataclass
+
+import datasets
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+from transformers import get_scheduler, set_seed
+
+from ..data.collate import IGNORE, Encoded, encode
+from ..errors import PeftkitError
+from ..models.regions import architecture, region_of
+from .batches import LengthBuckets
+from .config import TrainConfig
+from .features import cache_features, can_cache, connect
+from .memory import PeakMemory
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """losses: one an optimizer step; steps; samples seen; seconds and samples_per_second of training alone;
+    peak_memory_mb in 10^6 bytes."""
+
+    losses: list[float]
+    steps: int
+    samples: int
+    seconds: float
+    samples_per_second: float
+    peak_memory_mb: float
+
+
+def train(model: nn.Module, processor, data: datasets.Dataset | Encoded, config: TrainConfig | None = None, *,
+          prompt: str = "{question}") -> TrainResult:
+    """Train what is trainable in `model`, in place, on rows of pictures, questions and answers.
+
+    data: a split of a task with the task's `prompt` format, or one that `peftkit.data.encode` has prepared.
+    The loss is the mean cross-entropy over the answer tokens of a batch. Raises PeftkitError for a model without
+    trainable parameters, a bad row, or a loss that is not finite (with the step and the likely cause).
+    """
+    config = config or TrainConfig()
+    encoded = data if isinstance(data, Encoded) else encode(processor, data, prompt, max_length=config.max_length)
+    groups = optimizer_groups(model, config)
+    if config.cache_features and encoded.features is None and can_cache(model):
+        cache_features(model, encoded)
+    set_seed(config.seed)
+    accelerator = _accelerator(config)
+    sampler = LengthBuckets(encoded.lengths(), config.batch_size, config.seed)
+    loader = DataLoader(range(len(encoded)), batch_sampler=sampler, collate_fn=encoded.training_batch)
+    optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
+    per_epoch = math.ceil(len(loader) / config.accumulation)
+    steps = max(1, round(config.epochs * per_epoch))
+    schedule = get_scheduler(config.schedule if config.schedule != "constant" else "constant_with_warmup", optimizer,
+                             num_warmup_steps=math.ceil(config.warmup_ratio * steps), num_training_steps=steps)
+    model, optimizer, loader, schedule = accelerator.prepare(model, optimizer, loader, schedule)
+    memory, start = PeakMemory(), time.perf_counter()
+    model.train()
+    losses, samples = _run(accelerator, model, optimizer, loader, schedule, steps, config)
+    model.eval()
+    seconds = time.perf_counter() - start
+    return TrainResult(losses, steps, samples, seconds, samples / seconds, memory.megabytes())
+
+
+def _run(accelerator, model, optimizer, loader, schedule, steps: int, config: TrainConfig) -> tuple[list[float], int]:
+    losses, pending, samples = [], [], 0
+    bar = tqdm(total=steps, desc="training", unit="step", disable=not config.progress)
+    while len(losses) < steps:
+        for batch in loader:
+            with accelerator.accumulate(model):
+                with accelerator.autocast():
+                    loss = answer_loss(model, batch)
+                pending.append(loss.item())
+                _check_finite(pending[-1], len(losses), config)
+                accelerator.backward(loss)
+                if accelerator.sync_gradients:
+                    accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+                optimizer.step()
+                schedule.step()
+                optimizer.zero_grad()
+            samples += len(batch["input_ids"])
+            if accelerator.sync_gradients:
+                losses.append(sum(pending) / len(pending))
+                pending = []
+                rate = bar.format_dict["elapsed"] and samples / bar.format_dict["elapsed"]
+                bar.set_postfix(loss=f"{losses[-1]:.3f}", samples_per_s=f"{rate or 0:.0f}", refresh=False)
+                bar.update()
+                if len(losses) == steps:
+                    break
+    bar.close()
+    return losses, samples
+
+
+def answer_loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    """Mean cross-entropy over answer tokens; logits are computed at positions where some row learns, nowhere else.
+
+    batch: as `Encoded.training_batch` makes it, with "features" (B, tokens, width) or the pictures' tensors.
+    """
+    inputs = dict(batch)
+    labels = inputs.pop("labels")  # (B, L)
+    if "features" in inputs:
+        inputs.update(connect(model, inputs.pop("features")))
+    kept = (labels != IGNORE).any(dim=0).nonzero().squeeze(1)  # positions in 0..L-1
+    logits = model(**inputs, logits_to_keep=kept, use_cache=False).logits  # (B, kept, vocabulary)
+    return F.cross_entropy(logits.flatten(0, 1).float(), labels[:, kept].flatten(), ignore_index=IGNORE)
+
+
+def optimizer_groups(model: nn.Module, config: TrainConfig) -> list[dict]:
+    """Two parameter groups: the method at learning_rate, the connector at its own. Raises if nothing is trainable."""
+    arch = architecture(model)
+    trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    if not trainable:
+        raise PeftkitError("the model has no trainable parameters; inject a method first")
+    connector = [p for name, p in trainable if region_of(arch, name) == "connector"]
+    method = [p for name, p in trainable if region_of(arch, name) != "connector"]
+    groups = [{"params": method, "lr": config.learning_rate}, {"params": connector, "lr": config.connector_rate}]
+    return [group for group in groups if group["params"]]
+
+
+def _accelerator(config: TrainConfig) -> Accelerator:
+    precision = "bf16" if config.precision == "bf16" else "no"
+    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
+        AcceleratorState._reset_state()  # accelerate keeps one precision a process; a kit runs many configurations
+    return Accelerator(mixed_precision=precision, gradient_accumulation_steps=config.accumulation)
+
+
+def _check_finite(loss: float, step: int, config: TrainConfig) -> None:
+    if math.isfinite(loss):
+        return
+    cause = "a value in the pictures or weights that is not finite" if step == 0 else (
+        f"a learning rate that is too high (learning_rate={config.learning_rate}, "
+        f"connector_learning_rate={config.connector_rate})")
+    raise PeftkitError(f"the loss is {loss} at step {step + 1}; the likely cause is {cause}")
