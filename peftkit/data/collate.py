@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 
 import datasets
 import torch
+from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 
 from ..errors import PeftkitError
 from .tasks import prompt_text
@@ -90,7 +92,7 @@ def encode(processor, rows: datasets.Dataset, prompt: str, *, split: str = "trai
         inputs = processor(images=[[row["image"]] for row in chunk], text=texts, padding=True, return_tensors="pt")
         ids, mask = inputs.pop("input_ids"), inputs.pop("attention_mask")
         for name, value in inputs.items():
-            parts.setdefault(name, []).append(value)
+            parts.setdefault(name, []).append(_one_a_row(processor, name, value, len(chunk)))
         for offset, row in enumerate(chunk):
             tokens = ids[offset][mask[offset].bool()].tolist()
             answer = tokenizer(row["answers"][0], add_special_tokens=False).input_ids + [tokenizer.eos_token_id]
@@ -101,7 +103,7 @@ def encode(processor, rows: datasets.Dataset, prompt: str, *, split: str = "trai
             encoded.answers.append(answer[:max_length - len(tokens)])
             encoded.references.append(list(row["answers"]))
             encoded.question_ids.append(str(row.get("question_id", start + offset)))
-    encoded.pictures = {name: torch.cat(values) for name, values in parts.items()}
+    encoded.pictures = {name: _joined(values) for name, values in parts.items()}
     return encoded
 
 
@@ -111,6 +113,21 @@ def chat_prompt(processor, text: str) -> str:
         return f"{getattr(processor, 'image_token', '<image>')}{text}\n"
     content = [{"type": "image"}, {"type": "text", "text": text}]
     return processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+
+
+def _one_a_row(processor, name: str, value: Tensor, rows: int) -> Tensor:
+    """The processor's output, refused unless it is about pictures and holds one entry a row."""
+    if not name.startswith("pixel_") or len(value) != rows:
+        raise PeftkitError(f"{type(processor).__name__} makes {name!r} of shape {tuple(value.shape)} for {rows} rows; "
+                           "accepted: pixel_values and pixel_attention_mask with one entry a row (LLaVA, Idefics2)")
+    return value
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    """Chunks as one tensor; smaller pictures get zeros at the right and bottom, as processors pad within a chunk."""
+    shape = [max(sizes) for sizes in zip(*(part.shape[1:] for part in parts))]
+    missing = [[n for have, want in zip(part.shape[:0:-1], shape[::-1]) for n in (0, want - have)] for part in parts]
+    return torch.cat([F.pad(part, pad) if any(pad) else part for part, pad in zip(parts, missing)])
 
 
 def _has_image_feature(rows: datasets.Dataset) -> bool:
@@ -127,12 +144,17 @@ def _check_columns(rows: datasets.Dataset, split: str) -> None:
 
 def _checked(row: dict, split: str, number: int) -> dict:
     """The row with its picture decoded to RGB, or an error that names it."""
-    if row["image"] is None:
+    image, answers = row["image"], row["answers"]
+    if image is None:
         raise PeftkitError(f"{split} row {number} has no image")
-    if not row["answers"] or not str(row["answers"][0]).strip():
+    if not answers or not str(answers[0]).strip():
         raise PeftkitError(f"{split} row {number} has an empty answer")
+    if not isinstance(answers, list):
+        raise PeftkitError(f"{split} row {number}: its answers are a {type(answers).__name__}; accepted: a list of str")
+    if not isinstance(image, (dict, Image.Image)):
+        raise PeftkitError(f"{split} row {number}: its image is a {type(image).__name__}; accepted: a picture, such as "
+                           "`rows.cast_column('image', datasets.Image())` makes of paths")
     try:
-        image = row["image"]
         if isinstance(image, dict):
             image = datasets.Image().decode_example(image)
         return {**row, "image": image.convert("RGB")}

@@ -5,6 +5,7 @@ import datasets
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
+from ..errors import PeftkitError
 from .tasks import prompt_text
 
 
@@ -14,8 +15,14 @@ def gallery(rows: datasets.Dataset, *, prompt: str = "{question}", n: int = 8, c
 
     prompt: the task's format string, shown above each picture. predictions: label -> answers in the order of the rows,
     shown below each picture next to the right answer. Returns the figure, closed, for the caller to save or show.
+    Raises PeftkitError where there is nothing to show or a label has too few answers.
     """
     n = min(n, len(rows))
+    if n < 1 or columns < 1:
+        raise PeftkitError(f"the gallery has {n} pictures in {columns} columns; accepted: 1 or more of each")
+    for label, values in (predictions or {}).items():
+        if len(values) < n:
+            raise PeftkitError(f"{label!r} has {len(values)} predictions for {n} pictures; accepted: one for each")
     lines = -(-n // columns)
     figure, axes = plt.subplots(lines, columns, figsize=(2.4 * columns, (2.9 + 0.2 * len(predictions or ())) * lines),
                                 squeeze=False, layout="constrained")

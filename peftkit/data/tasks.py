@@ -7,6 +7,7 @@ import hashlib
 import io
 from dataclasses import dataclass
 from functools import lru_cache
+from numbers import Integral
 
 import datasets
 import numpy as np
@@ -91,8 +92,8 @@ def task(name: str, *, train_size: int = 1000, validation_size: int = 200, test_
     spec = SPECS[choose("task", name, SPECS)]
     sizes = dict(zip(SPLITS, (train_size, validation_size, test_size)))
     for split, size in sizes.items():
-        if size < 1:
-            raise PeftkitError(f"{split}_size is {size}; accepted: 1 or more")
+        if not isinstance(size, Integral) or size < 1:
+            raise PeftkitError(f"{split}_size is {size!r}; accepted: 1 or more")
     return _task(spec.name, tuple(sizes.items()), seed)
 
 
@@ -104,13 +105,19 @@ def _task(name: str, sizes: tuple[tuple[str, int], ...], seed: int) -> Task:
 
 
 def prompt_text(template: str, row: dict) -> str:
-    """Fill a prompt format from a row: any column, plus plain_choices (x , y , z) and lettered_choices (a x b y)."""
+    """Fill a prompt format from a row: any column, plus plain_choices (x , y , z) and lettered_choices (a x b y).
+
+    Raises PeftkitError for a column that the row does not have.
+    """
     choices = row.get("choices") or []
-    return template.format(
-        **{column: row.get(column) or "" for column in ("question", "context")},
-        plain_choices=" , ".join(choices),
-        lettered_choices=" ".join(f"{letter} {choice}" for letter, choice in zip(LETTERS, choices)),
-    )
+    values = {"question": "", "context": ""} | {column: value or "" for column, value in row.items()} | {
+        "plain_choices": " , ".join(choices),
+        "lettered_choices": " ".join(f"{letter} {choice}" for letter, choice in zip(LETTERS, choices)),
+    }
+    try:
+        return template.format(**values)
+    except KeyError as error:
+        return choose("prompt column", error.args[0], values)
 
 
 def _draw_split(spec: TaskSpec, split: str, size: int, seed: int) -> datasets.Dataset:

@@ -7,13 +7,13 @@ section 2); "both" adds all four. Adapters are not linear, so they cannot be mer
 from dataclasses import dataclass, field
 
 import torch
-from peft import PeftConfig
+from peft import PeftConfig, PeftType
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import Tensor, nn
 
 from ..errors import choose
 from ..models.regions import architecture
-from .method import PLACEMENTS, Dimensions, Method, require_positive
+from .method import PLACEMENTS, Dimensions, Method, require_count, require_positive, require_share
 from .registration import register
 
 ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU}
@@ -42,7 +42,7 @@ class AdapterConfig(PeftConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        self.peft_type = "BOTTLENECK"
+        self.peft_type = PeftType["BOTTLENECK"]  # the member: transformers asks it for its value
         choose("activation", self.activation, ACTIVATIONS)
         choose("init", self.init, INITS)
 
@@ -135,7 +135,9 @@ class AdapterOptions:
         choose("placement", self.placement, PLACEMENTS)
         choose("activation", self.activation, ACTIVATIONS)
         choose("init", self.init, INITS)
-        require_positive(bottleneck=self.bottleneck, scale=self.scale)
+        require_count(bottleneck=self.bottleneck)
+        require_positive(scale=self.scale)
+        require_share(dropout=self.dropout)
 
 
 def _config(model, options: AdapterOptions) -> AdapterConfig:

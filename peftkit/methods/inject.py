@@ -5,32 +5,31 @@ from dataclasses import fields
 
 import torch
 from peft import PeftModel, get_peft_model
-from peft.utils.other import ModulesToSaveWrapper
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
 from torch import nn
 
 from ..errors import PeftkitError, choose
 from ..models.regions import architecture, region_of
 from . import adapter, ia3, lora, prefix
 from .method import Dimensions, Method, dimensions
-from .trainable import trainable_map
 
 METHODS: dict[str, Method] = {module.METHOD.name: module.METHOD for module in (lora, ia3, prefix, adapter)}
 CONNECTORS = ("frozen", "tuned")
 
 
-def inject(model: nn.Module, method: str, *, connector: str = "frozen", seed: int = 42, show: bool = False,
-           **options) -> PeftModel:
+def inject(model: nn.Module, method: str, *, connector: str = "frozen", seed: int = 42, **options) -> PeftModel:
     """Put `method` on the language model of `model`, in place, and return the peft model around it.
 
     connector: "frozen", or "tuned" to train a float32 copy of the whole connector as well. seed: initial values are
-    drawn from it and each parameter's name, so two configurations start shared parameters alike. show: print the
-    trainable map. options: the method's own (rank, bottleneck, tokens, placement, ...).
+    drawn from it and each parameter's name, so two configurations start shared parameters alike.
+    options: the method's own (rank, bottleneck, tokens, placement, ...).
     Raises PeftkitError for an unknown method, option, value or model type, and for combinations that cannot work.
     """
     chosen = METHODS[choose("method", method, METHODS)]
     choose("connector", connector, CONNECTORS)
     arch = architecture(model)
-    if isinstance(model, PeftModel):
+    if any(isinstance(module, (PeftModel, BaseTunerLayer, AuxiliaryTrainingWrapper)) for module in model.modules()):
         raise PeftkitError("the model holds a peft method already; accepted: a base model without one")
     config = chosen.peft_config(model, method_options(method, options))
     if connector == "tuned":
@@ -45,8 +44,6 @@ def inject(model: nn.Module, method: str, *, connector: str = "frozen", seed: in
     _raise_connector_precision(peft_model, base_dtype)
     _draw_initial_values(peft_model, chosen, seed)
     _assert_regions(peft_model, tuned=connector == "tuned")
-    if show:
-        print(trainable_map(peft_model).to_string(formatters={"share": "{:.2%}".format}))
     return peft_model
 
 

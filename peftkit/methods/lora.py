@@ -9,7 +9,7 @@ from peft import LoraConfig
 
 from ..errors import choose
 from ..models.regions import architecture
-from .method import PLACEMENTS, Dimensions, Method, require_positive
+from .method import PLACEMENTS, Dimensions, Method, require_count, require_positive, require_share
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,10 @@ class LoraOptions:
 
     def __post_init__(self):
         choose("placement", self.placement, PLACEMENTS)
-        require_positive(rank=self.rank, alpha=self.alpha or 1)
+        require_count(rank=self.rank)
+        require_share(dropout=self.dropout)
+        if self.alpha is not None:
+            require_positive(alpha=self.alpha)
 
 
 def _config(model, options: LoraOptions) -> LoraConfig:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from peft import PrefixTuningConfig, TaskType
 
 from ..errors import PeftkitError
-from .method import Dimensions, Method, dimensions, require_positive
+from .method import Dimensions, Method, dimensions, require_count
 
 REFUSED = {
     "qwen2_vl": "its three-dimensional positions (M-RoPE) are computed from a mask that the prefix makes longer",
@@ -25,7 +25,7 @@ class PrefixOptions:
     tokens: int = 20
 
     def __post_init__(self):
-        require_positive(tokens=self.tokens)
+        require_count(tokens=self.tokens)
 
 
 def _config(model, options: PrefixOptions) -> PrefixTuningConfig:

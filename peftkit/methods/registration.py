@@ -11,12 +11,15 @@ from peft.utils.peft_types import PeftType, register_peft_method
 def register(name: str, config_class: type[PeftConfig], tuner_class: type[BaseTuner]) -> None:
     """Register a tuner under a lower-case name; a second call with the same classes changes nothing.
 
-    Raises RuntimeError if peft already has another method of that name, or an enum that cannot be extended.
+    Reloading a tuner's module puts its new classes in the old ones' place. Raises RuntimeError if peft already has
+    another method of that name, or an enum that cannot be extended.
     """
-    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 
     known = PEFT_TYPE_TO_CONFIG_MAPPING.get(name.upper())
-    if known is config_class:
+    if known is not None and known.__module__ == config_class.__module__:
+        PEFT_TYPE_TO_CONFIG_MAPPING[PeftType[name.upper()]] = config_class
+        PEFT_TYPE_TO_TUNER_MAPPING[PeftType[name.upper()]] = tuner_class
         return
     if known is not None or name.upper() in PeftType.__members__:
         raise RuntimeError(f"peft has a method {name!r} of its own now: rename peftkit's")

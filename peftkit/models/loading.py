@@ -1,19 +1,23 @@
 """Load a base by its bundled name, its hub name or its folder; always through transformers' own classes."""
 import hashlib
 import json
+from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
 
 import torch
 import transformers
 from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from ..errors import PeftkitError, choose
 from .regions import ARCHITECTURES, Architecture, architecture
 
 BUNDLED = Path(__file__).parent / "bundled"
 HUB_TIMEOUT = 8.0  # seconds before a hub name is given up
+HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]  # never pickles, never code
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,7 @@ class Base:
 
 def bundled_names() -> list[str]:
     """Names of the bases that ship with the package."""
-    return sorted(folder.parent.name for folder in BUNDLED.glob("*/config.json"))
+    return sorted(folder.parent.name for folder in BUNDLED.glob("[!.]*/config.json"))
 
 
 def load(name: str, *, dtype: torch.dtype = torch.float32, device: str | torch.device | None = None) -> Base:
@@ -41,14 +45,18 @@ def load(name: str, *, dtype: torch.dtype = torch.float32, device: str | torch.d
 
     name: a bundled name ("tiny-llava-s"), a folder written by `save_pretrained`, or a hub name ("llava-hf/...").
     dtype: of the weights. device: where to put them (the CPU unless told).
-    Raises PeftkitError for an unknown name, an unsupported model type, or a hub that does not answer within 10 s.
+    Raises PeftkitError for an unknown name, an unsupported model type, a folder without its weights or its processor,
+    or a hub that does not answer within 10 s.
     """
     folder = _folder(str(name))
-    config = transformers.AutoConfig.from_pretrained(folder)
-    choose("model type", config.model_type, ARCHITECTURES)
-    model_class = getattr(transformers, (config.architectures or [""])[0], transformers.AutoModelForImageTextToText)
+    config = _config(folder)
+    if not any(folder.glob("*.safetensors")):
+        raise PeftkitError(f"the folder {str(folder)!r} has no *.safetensors; accepted: a folder written by "
+                           "save_pretrained (pickled weights are never read)")
+    processor = _processor(folder)
+    model_class = getattr(transformers, (config.get("architectures") or [""])[0],
+                          transformers.AutoModelForImageTextToText)
     model = model_class.from_pretrained(folder, dtype=dtype)
-    processor = transformers.AutoProcessor.from_pretrained(folder)
     return Base(str(name), model.to(device).eval() if device else model.eval(), processor, weights_hash(folder))
 
 
@@ -78,21 +86,57 @@ def _folder(name: str) -> Path:
     return choose("model", name, [*bundled_names(), "a folder", "a hub name such as llava-hf/llava-1.5-7b-hf"])
 
 
+def _config(folder: Path) -> dict:
+    """The configuration as it stands in the folder, read before transformers does: no type runs code from the hub."""
+    try:
+        config = json.loads((folder / "config.json").read_text())
+    except ValueError as error:
+        raise PeftkitError(f"the folder {str(folder)!r} has a damaged config.json ({error})") from None
+    choose("model type", config.get("model_type"), ARCHITECTURES)
+    return config
+
+
+def _processor(folder: Path) -> transformers.ProcessorMixin:
+    try:
+        processor = transformers.AutoProcessor.from_pretrained(folder)
+    except (OSError, ValueError, ImportError) as error:
+        raise PeftkitError(f"the folder {str(folder)!r} has no processor that can be built ({error})") from None
+    if not isinstance(processor, transformers.ProcessorMixin):
+        raise PeftkitError(f"the folder {str(folder)!r} has a {type(processor).__name__} but no processor; accepted: "
+                           "a folder into which the processor was saved too (processor.save_pretrained)")
+    return processor
+
+
 def _hub_folder(name: str) -> Path:
     """The hub repository in the local cache; downloaded first if it is not there."""
-    patterns = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]  # never pickles
     try:
-        return Path(snapshot_download(name, allow_patterns=patterns, local_files_only=True))
+        return Path(snapshot_download(name, allow_patterns=HUB_FILES, local_files_only=True))
     except LocalEntryNotFoundError:
         pass
+    except HFValidationError as error:
+        raise PeftkitError(f"{name!r} is no folder, and cannot be a hub name: {error}") from None
     try:
-        HfApi().model_info(name, timeout=HUB_TIMEOUT)
+        _within(HUB_TIMEOUT, lambda: HfApi().model_info(name, timeout=HUB_TIMEOUT))
+        return Path(snapshot_download(name, allow_patterns=HUB_FILES))
     except HfHubHTTPError as error:
         raise PeftkitError(f"the hub has no model {name!r} for you ({error.response.status_code}): check the name and, "
                            "for a gated model, accept its licence and run `hf auth login`") from None
     except Exception as error:
         raise PeftkitError(
-            f"the hub did not answer for {name!r} ({type(error).__name__}): without network, download it elsewhere with "
-            f"`hf download {name} --local-dir FOLDER` and load the folder, or use a bundled base: "
+            f"{name!r} is no folder here and the hub did not answer ({type(error).__name__}): without network, download "
+            f"it elsewhere with `hf download {name} --local-dir FOLDER` and load the folder, or use a bundled base: "
             f"{', '.join(bundled_names())}") from None
-    return Path(snapshot_download(name, allow_patterns=patterns))
+
+
+def _within(seconds: float, call: Callable[[], object]) -> None:
+    """Run `call` in a thread of its own, since name look-ups know no limit; raises TimeoutError after `seconds`."""
+    done = Future()
+
+    def work() -> None:
+        try:
+            done.set_result(call())
+        except Exception as error:
+            done.set_exception(error)
+
+    Thread(target=work, daemon=True).start()
+    done.result(seconds)

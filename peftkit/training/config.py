@@ -1,7 +1,8 @@
 """Settings of one training run."""
 from dataclasses import dataclass
 
-from ..errors import PeftkitError, choose
+from ..errors import choose
+from ..methods.method import require_count, require_positive, require_share
 
 SCHEDULES = ("cosine", "linear", "constant")
 PRECISIONS = ("fp32", "bf16")
@@ -33,13 +34,13 @@ class TrainConfig:
     def __post_init__(self):
         choose("schedule", self.schedule, SCHEDULES)
         choose("precision", self.precision, PRECISIONS)
-        for name in ("epochs", "batch_size", "learning_rate", "max_grad_norm", "accumulation", "max_length"):
-            if not getattr(self, name) > 0:
-                raise PeftkitError(f"{name} is {getattr(self, name)!r}; accepted: a number above 0")
-        if not 0 <= self.warmup_ratio < 1:
-            raise PeftkitError(f"warmup_ratio is {self.warmup_ratio!r}; accepted: 0 up to, not including, 1")
+        require_count(batch_size=self.batch_size, accumulation=self.accumulation, max_length=self.max_length)
+        require_positive(epochs=self.epochs, learning_rate=self.learning_rate, max_grad_norm=self.max_grad_norm)
+        if self.connector_learning_rate is not None:
+            require_positive(connector_learning_rate=self.connector_learning_rate)
+        require_share(warmup_ratio=self.warmup_ratio)
 
     @property
     def connector_rate(self) -> float:
         """The connector's peak learning rate."""
-        return self.connector_learning_rate or self.learning_rate / 10
+        return self.learning_rate / 10 if self.connector_learning_rate is None else self.connector_learning_rate

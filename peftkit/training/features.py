@@ -42,7 +42,8 @@ def connect(model: nn.Module, features: Tensor) -> dict:
     connector = base.get_submodule(architecture(base).connector)
     features = features.to(base.device, base.dtype)
     if base.config.model_type == "idefics2":
-        tokens = connector(features, attention_mask=torch.ones(features.shape[:2], dtype=torch.bool, device=base.device))
+        everything = torch.ones(features.shape[:2], dtype=torch.bool, device=base.device)
+        tokens = connector(features, attention_mask=everything)
     else:
         tokens = connector(features)
     return {"mm_encoder_outputs": {"image": BaseModelOutputWithPooling(pooler_output=list(tokens))}}

@@ -15,6 +15,7 @@ from transformers import get_scheduler, set_seed
 
 from ..data.collate import IGNORE, Encoded, encode
 from ..errors import PeftkitError
+from ..methods import trainable_map
 from ..models.regions import architecture, region_of
 from .batches import LengthBuckets
 from .config import TrainConfig
@@ -40,16 +41,20 @@ def train(model: nn.Module, processor, data: datasets.Dataset | Encoded, config:
     """Train what is trainable in `model`, in place, on rows of pictures, questions and answers.
 
     data: a split of a task with the task's `prompt` format, or one that `peftkit.data.encode` has prepared.
-    The loss is the mean cross-entropy over the answer tokens of a batch. Raises PeftkitError for a model without
+    The loss is the mean cross-entropy over the answer tokens of a batch. With `config.progress` the trainable map is
+    printed first and a bar shows loss and samples per second. Raises PeftkitError for a model without
     trainable parameters, a bad row, or a loss that is not finite (with the step and the likely cause).
     """
     config = config or TrainConfig()
     encoded = data if isinstance(data, Encoded) else encode(processor, data, prompt, max_length=config.max_length)
     groups = optimizer_groups(model, config)
+    if config.progress:
+        print(trainable_map(model).to_string(formatters={"share": "{:.2%}".format}))
+    accelerator = _accelerator(config)
+    model.to(accelerator.device)  # not prepared: accelerate's wrapper would go on casting to bf16 after training
     if config.cache_features and encoded.features is None and can_cache(model):
         cache_features(model, encoded)
     set_seed(config.seed)
-    accelerator = _accelerator(config)
     sampler = LengthBuckets(encoded.lengths(), config.batch_size, config.seed)
     loader = DataLoader(range(len(encoded)), batch_sampler=sampler, collate_fn=encoded.training_batch)
     optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
@@ -57,7 +62,7 @@ def train(model: nn.Module, processor, data: datasets.Dataset | Encoded, config:
     steps = max(1, round(config.epochs * per_epoch))
     schedule = get_scheduler(config.schedule if config.schedule != "constant" else "constant_with_warmup", optimizer,
                              num_warmup_steps=math.ceil(config.warmup_ratio * steps), num_training_steps=steps)
-    model, optimizer, loader, schedule = accelerator.prepare(model, optimizer, loader, schedule)
+    optimizer, loader, schedule = accelerator.prepare(optimizer, loader, schedule)
     memory, start = PeakMemory(), time.perf_counter()
     model.train()
     losses, samples = _run(accelerator, model, optimizer, loader, schedule, steps, config)

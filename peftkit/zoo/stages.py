@@ -73,6 +73,9 @@ class Pretraining:
     def alignment_stage(self) -> None:
         """Captions of pictures; only the connector learns."""
         stage = self.recipe.alignment
+        if self.recipe.kind == "idefics2":  # the class starts all latents at one: equal latents would stay equal for long
+            nn.init.normal_(self._connector().perceiver_resampler.latents.data,
+                            generator=torch.Generator().manual_seed(self.recipe.seed))
         self._optimize("alignment", stage, self._picture_losses(stage, caption_segments), self._connector().parameters())
 
     def instruction_stage(self) -> None:

@@ -1,0 +1,134 @@
+"""The command line: `peftkit figures`, `peftkit zoo`, `peftkit bench`.
+
+The only module that knows the names of notebooks.
+"""
+import argparse
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from .errors import PeftkitError, choose
+
+CELL_TIMEOUT = 7200  # seconds
+NOTEBOOKS = ("00_start_here", "03_zhou2024")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Entry point; returns the exit status: 0 success, 1 a figure was not reproduced, 2 wrong input."""
+    options = _parser().parse_args(arguments)
+    try:
+        return options.run(options)
+    except PeftkitError as error:
+        print(f"peftkit: {error}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="peftkit", description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    figures = commands.add_parser("figures", help="train the studies, execute the notebooks, compare every figure")
+    figures.add_argument("--tier", default="laptop", help="smoke (seconds) or laptop (the default, under an hour)")
+    figures.add_argument("--only", nargs="+", default=NOTEBOOKS, metavar="NOTEBOOK", help="default: all of them")
+    figures.add_argument("--out", type=Path, default=Path("out"), help="folder for figures and executed notebooks")
+    figures.add_argument("--store", type=Path, default=Path("runs"), help="folder of records; finished runs are kept")
+    figures.add_argument("--workers", type=int, default=None, help="processes that train (default: one a core)")
+    figures.add_argument("--accept", action="store_true", help="make the new figures and records the reference")
+    figures.set_defaults(run=_figures)
+
+    zoo = commands.add_parser("zoo", help="the bundled bases").add_subparsers(required=True, metavar="ACTION")
+    build = zoo.add_parser("build", help="pre-train a bundled base by its recipe (under an hour on one core)")
+    build.add_argument("name")
+    build.set_defaults(run=_zoo_build)
+    zoo.add_parser("list", help="bases, sizes and zero-shot scores").set_defaults(run=_zoo_list)
+
+    bench = commands.add_parser("bench", help="speed ratios").add_subparsers(required=True, metavar="WHAT")
+    trainer = bench.add_parser("trainer", help="our loop against transformers.Trainer with peft")
+    trainer.add_argument("--base", default="tiny-llava-s")
+    trainer.add_argument("--repeats", type=int, default=5)
+    trainer.set_defaults(run=_bench_trainer)
+    return parser
+
+
+def _figures(options) -> int:
+    from .figures import compare
+    from .papers.zhou2024 import TIERS, main_study
+    from .runner import execute_notebook
+
+    choose("tier", options.tier, TIERS)
+    for name in options.only:
+        choose("notebook", name, NOTEBOOKS)
+    checkout = _checkout()
+    out, store = options.out.resolve(), options.store.resolve()
+    os.environ.update(PEFTKIT_TIER=options.tier, PEFTKIT_FIGURES=str(out / "figures"), PEFTKIT_STORE=str(store))
+    if "03_zhou2024" in options.only:
+        for study in main_study(options.tier, store):
+            print(f"{study.bases[0]}: {len(study.missing())} of {len(study.configs())} runs to do", flush=True)
+            study.run(workers=options.workers)
+    for name in options.only:
+        parameters = {"tier": options.tier} | ({"runs": "live"} if name != "00_start_here" else {})
+        done = execute_notebook(checkout / "notebooks" / f"{name}.ipynb", out / "notebooks" / f"{name}.ipynb",
+                                parameters, timeout=CELL_TIMEOUT)
+        print(f"{name}: executed in {done['seconds']} s", flush=True)
+    if options.tier == "smoke":
+        print("the smoke tier proves that everything runs; its figures are not compared")
+        return 0
+    if options.accept:
+        _accept(checkout, out, options.only, main_study(options.tier, store))
+    table = compare(out / "figures", checkout / "figures")
+    print(table.to_string(index=False))
+    return int((table["status"] != "reproduced").any())
+
+
+def _accept(checkout: Path, out: Path, names: list[str], studies) -> None:
+    """Make the figures, the executed notebooks and the records of a run the committed reference."""
+    from .notebooks import normalize
+    from .studies.store import bundle
+
+    for name in names:
+        if (out / "figures" / name).is_dir():
+            shutil.copytree(out / "figures" / name, checkout / "figures" / name, dirs_exist_ok=True)
+        normalize(out / "notebooks" / f"{name}.ipynb", checkout / "notebooks" / f"{name}.ipynb")
+    for study in studies:
+        records = [record for config in study.configs() if (record := study.store.get(config))]
+        bundle(checkout / "figures" / "runs" / f"{study.name}-{study.bases[0]}.parquet", records)
+
+
+def _checkout() -> Path:
+    folder = Path(__file__).resolve().parents[1]
+    if not (folder / "notebooks").is_dir():
+        raise PeftkitError("`peftkit figures` needs a checkout of the repository: install it with `pip install -e .`")
+    return folder
+
+
+def _zoo_build(options) -> int:
+    from .zoo.build import build
+
+    manifest = build(options.name)
+    print(f"{options.name}: {manifest['seconds']} s, weights {manifest['hash']}")
+    for task, score in manifest["scores"].items():
+        print(f"  {task:<14} {score:.3f}")
+    return 0
+
+
+def _zoo_list(options) -> int:
+    from .models import BUNDLED, bundled_names, manifest
+
+    for name in bundled_names():
+        content = manifest(name)
+        size = sum(file.stat().st_size for file in (BUNDLED / name).iterdir()) / 1e6
+        scores = ", ".join(f"{task} {score:.2f}" for task, score in content["scores"].items())
+        print(f"{name}: {size:.1f} MB, seed {content['seed']}, built in {content['seconds']} s; {scores}")
+    return 0
+
+
+def _bench_trainer(options) -> int:
+    from .bench import bench_trainer
+
+    print(bench_trainer(options.base, options.repeats).to_string(index=False))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

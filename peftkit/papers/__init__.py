@@ -1,0 +1,1 @@
+"""Papers: printed tables as CSV, and the studies that run them again."""
