@@ -119,7 +119,7 @@ def blip():
     return SimpleNamespace(model=model, inputs=inputs)
 
 
-# ---- the drawn world, read by other means than it was made ------------------------------------------------------------
+# ---- the drawn world, read by other means than it was made -----------------------------------------------------------
 
 HUES = {"red": 0, "orange": 39, "yellow": 60, "green": 120, "blue": 240, "purple": 300}  # degrees, of the CSS colors
 
@@ -133,7 +133,7 @@ def _ink(cell: np.ndarray, ground: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.fixture(scope="session")
 def read_scene():
-    """A function from a picture (48, 48, 3) uint8 to the things on it, from its pixels alone; blacked-out rows are empty.
+    """A function from a picture (48, 48, 3) uint8 to the things on it, from its pixels alone; black rows are empty.
 
     The color is the nearest hue, the name is that of the sprite whose mask correlates best.
     """

@@ -11,9 +11,9 @@ from peft import PeftConfig, PeftType
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import Tensor, nn
 
-from ..errors import choose
+from ..errors import choose, require_count, require_positive, require_share
 from ..models.regions import architecture
-from .method import PLACEMENTS, Dimensions, Method, require_count, require_positive, require_share
+from .method import PLACEMENTS, Dimensions, Method
 from .registration import register
 
 ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU}

@@ -7,9 +7,9 @@ from math import sqrt
 
 from peft import LoraConfig
 
-from ..errors import choose
+from ..errors import choose, require_count, require_positive, require_share
 from ..models.regions import architecture
-from .method import PLACEMENTS, Dimensions, Method, require_count, require_positive, require_share
+from .method import PLACEMENTS, Dimensions, Method
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,6 @@ from dataclasses import dataclass
 from peft import PeftConfig
 from torch import Generator, Tensor, nn
 
-from ..errors import PeftkitError
-
 PLACEMENTS = ("attention", "mlp", "both")
 
 
@@ -47,24 +45,3 @@ class Method:
     draw: Callable[[str, Tensor, Generator], None]
     count: Callable[[Dimensions, object], int]
     source: str
-
-
-def require_positive(**values: float) -> None:
-    """Raise PeftkitError for a value that is not a number above zero."""
-    for name, value in values.items():
-        if not isinstance(value, (int, float)) or isinstance(value, bool) or not value > 0:
-            raise PeftkitError(f"{name} is {value!r}; accepted: a number above 0")
-
-
-def require_count(**values: int) -> None:
-    """Raise PeftkitError for a value that is not a whole number above zero."""
-    for name, value in values.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
-            raise PeftkitError(f"{name} is {value!r}; accepted: a whole number above 0")
-
-
-def require_share(**values: float) -> None:
-    """Raise PeftkitError for a value that is not a number from 0 up to, not including, 1."""
-    for name, value in values.items():
-        if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value < 1:
-            raise PeftkitError(f"{name} is {value!r}; accepted: 0 up to, not including, 1")

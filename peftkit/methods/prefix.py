@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from peft import PrefixTuningConfig, TaskType
 
-from ..errors import PeftkitError
-from .method import Dimensions, Method, dimensions, require_count
+from ..errors import PeftkitError, require_count
+from .method import Dimensions, Method, dimensions
 
 REFUSED = {
     "qwen2_vl": "its three-dimensional positions (M-RoPE) are computed from a mask that the prefix makes longer",

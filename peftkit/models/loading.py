@@ -98,13 +98,10 @@ def _config(folder: Path) -> dict:
 
 def _processor(folder: Path) -> transformers.ProcessorMixin:
     try:
-        processor = transformers.AutoProcessor.from_pretrained(folder)
+        return transformers.AutoProcessor.from_pretrained(folder)
     except (OSError, ValueError, ImportError) as error:
-        raise PeftkitError(f"the folder {str(folder)!r} has no processor that can be built ({error})") from None
-    if not isinstance(processor, transformers.ProcessorMixin):
-        raise PeftkitError(f"the folder {str(folder)!r} has a {type(processor).__name__} but no processor; accepted: "
-                           "a folder into which the processor was saved too (processor.save_pretrained)")
-    return processor
+        raise PeftkitError(f"the folder {str(folder)!r} has no processor that can be built here; accepted: a folder "
+                           f"into which processor.save_pretrained wrote too ({str(error).strip()})") from None
 
 
 def _hub_folder(name: str) -> Path:
@@ -123,9 +120,9 @@ def _hub_folder(name: str) -> Path:
                            "for a gated model, accept its licence and run `hf auth login`") from None
     except Exception as error:
         raise PeftkitError(
-            f"{name!r} is no folder here and the hub did not answer ({type(error).__name__}): without network, download "
-            f"it elsewhere with `hf download {name} --local-dir FOLDER` and load the folder, or use a bundled base: "
-            f"{', '.join(bundled_names())}") from None
+            f"{name!r} is no folder here and the hub did not answer ({type(error).__name__}): without network, "
+            f"download it elsewhere with `hf download {name} --local-dir FOLDER` and load the folder, "
+            f"or use a bundled base: {', '.join(bundled_names())}") from None
 
 
 def _within(seconds: float, call: Callable[[], object]) -> None:

@@ -1,8 +1,7 @@
 """Settings of one training run."""
 from dataclasses import dataclass
 
-from ..errors import choose
-from ..methods.method import require_count, require_positive, require_share
+from ..errors import choose, require_count, require_positive, require_share
 
 SCHEDULES = ("cosine", "linear", "constant")
 PRECISIONS = ("fp32", "bf16")

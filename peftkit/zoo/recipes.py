@@ -43,10 +43,10 @@ class Recipe:
 RECIPES = {recipe.name: recipe for recipe in (
     Recipe("tiny-llava-s", "llava", 128, 4, 320, Stage(900, 1.5e-3, 128), Stage(600, 2e-3, 32),
            Stage(300, 2e-3, 32), Stage(3600, 1.5e-3, 32)),
-    Recipe("tiny-llava-m", "llava", 160, 5, 400, Stage(900, 1.5e-3, 128), Stage(600, 2e-3, 32),
-           Stage(300, 2e-3, 32), Stage(3600, 1.5e-3, 32)),
-    Recipe("tiny-idefics2", "idefics2", 128, 4, 320, Stage(900, 1.5e-3, 128), Stage(600, 2e-3, 32),
-           Stage(300, 2e-3, 32), Stage(3600, 1.5e-3, 32)),
+    Recipe("tiny-llava-m", "llava", 160, 5, 400, Stage(900, 1.5e-3, 128), Stage(500, 2e-3, 32),
+           Stage(300, 2e-3, 32), Stage(2400, 1.5e-3, 32)),
+    Recipe("tiny-idefics2", "idefics2", 128, 4, 320, Stage(900, 1.5e-3, 128), Stage(500, 2e-3, 32),
+           Stage(300, 2e-3, 32), Stage(3200, 1.5e-3, 32)),
 )}
 IMAGE_TOKENS = GRID * GRID
 HEAD_SIZE = 32

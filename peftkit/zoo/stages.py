@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 from transformers import get_cosine_schedule_with_warmup
 
 from ..data.scenes import EMPTY, NUMBER, SHAPE, WORD, degrade, sample_scenes
-from ..data.vocabulary import COLORS, DIGITS, SHAPES, WORDS
+from ..data.vocabulary import COLORS, DIGITS, PLACES, SHAPES, WORDS
 from ..models.regions import architecture
 from .mix import caption_segments, scene_in_words, seen_segments, segments_of, text_segments
 from .packing import Pack, pack, packed_loss
@@ -41,9 +41,13 @@ class Pretraining:
     # ---- stages -----------------------------------------------------------------------------------------------------
 
     def vision_stage(self) -> None:
-        """Dense labels: from each patch, what is there and of which color. The heads are thrown away afterwards."""
+        """Dense labels: from each patch, what is there and of which color. The heads are thrown away afterwards.
+
+        A resampler cannot tell its inputs' order, so the tower in front of one also learns to say where each patch is.
+        """
         width, stage = self.recipe.vision_width, self.recipe.vision
-        heads = nn.ModuleList([nn.Linear(width, NAMES_IN_A_CELL), nn.Linear(width, 1 + len(COLORS))])
+        sizes = [NAMES_IN_A_CELL, 1 + len(COLORS)] + [len(PLACES)] * (self.recipe.kind == "idefics2")
+        heads = nn.ModuleList([nn.Linear(width, size) for size in sizes])
         tower = self.model.get_submodule(architecture(self.model).patterns["vision"].removesuffix(r"\b").replace("\\", ""))
 
         def losses() -> Iterator[Tensor]:
@@ -55,9 +59,10 @@ class Pretraining:
                     pictures, cut = degrade(self.rng, pictures)
                     gone = np.repeat(np.arange(3)[None] == cut[:, None], 3, axis=1)  # (N, 9)
                     name, color = np.where(gone, 0, name), np.where(gone, 0, color)
+                place = np.tile(np.arange(len(PLACES)), (len(scenes), 1))  # (N, 9)
                 total = 0.0
                 for features in self.tower_features(pictures, every_layer=True):
-                    for head, target in zip(heads, (name, color)):
+                    for head, target in zip(heads, (name, color, place)):
                         total = total + F.cross_entropy(head(features).flatten(0, 1), torch.from_numpy(target).flatten())
                 yield total
 

@@ -39,7 +39,7 @@ def picture_bytes(keep: float = 1.0) -> bytes:
     return file.getvalue()[:int(keep * file.tell())]
 
 
-# ---- rows -------------------------------------------------------------------------------------------------------------
+# ---- rows ------------------------------------------------------------------------------------------------------------
 
 def test_prompts_and_answers_are_those_of_the_rows(tiny, task, encoded):
     decode = tiny.processor.tokenizer.decode
@@ -65,7 +65,7 @@ def test_lengths(encoded):
     assert encoded.lengths()[3] == len(encoded.prompts[3]) + len(encoded.answers[3])
 
 
-# ---- batches ----------------------------------------------------------------------------------------------------------
+# ---- batches ---------------------------------------------------------------------------------------------------------
 
 ROWS = [4, 0, 67, 12, 33]
 
@@ -127,7 +127,7 @@ def test_cached_features_take_the_place_of_pictures_in_training(tiny, task):
     assert set(encoded.pictures) < set(encoded.prompt_batch([2, 0]))
 
 
-# ---- the length limit -------------------------------------------------------------------------------------------------
+# ---- the length limit ------------------------------------------------------------------------------------------------
 
 def test_the_length_limit_cuts_the_end_of_an_answer(tiny):
     rows = own_rows(answers=[["red green blue red"], ["red"]])
@@ -146,7 +146,7 @@ def test_an_answer_cut_off_entirely_is_named(tiny):
     assert encode(tiny.processor, rows, "{question}", max_length=limit + 1).answers[1]
 
 
-# ---- bad rows ---------------------------------------------------------------------------------------------------------
+# ---- bad rows --------------------------------------------------------------------------------------------------------
 
 def stored(*pictures: bytes | None) -> datasets.Dataset:
     """Rows whose pictures are given as the bytes of image files."""
@@ -187,7 +187,7 @@ def test_a_missing_column_and_an_empty_split_are_named(tiny_llava):
         encode(tiny_llava.processor, own_rows().select([]), "{question}")
 
 
-# ---- other processors -------------------------------------------------------------------------------------------------
+# ---- other processors ------------------------------------------------------------------------------------------------
 
 def test_pictures_of_several_sizes_are_padded_as_the_processor_pads():
     small, large = torch.ones(2, 1, 3, 4, 2), torch.ones(1, 1, 3, 3, 5)

@@ -43,7 +43,8 @@ def test_no_answer_is_the_answer_of_most_scenes(asker):
 @pytest.mark.parametrize("asker", [q.color_of, q.shape_by_color])
 def test_the_place_of_a_question_is_where_its_thing_stands(asker, oracle):
     for things, question in asked(asker):
-        assert question.place and oracle(question.text, [t for t in things if t.place != question.place]) == q.UNANSWERABLE
+        others = [t for t in things if t.place != question.place]
+        assert question.place and oracle(question.text, others) == q.UNANSWERABLE
 
 
 def test_a_no_names_a_shape_or_a_color_that_is_there():
@@ -81,7 +82,7 @@ def test_a_scene_of_one_kind_that_allows_no_question_gives_none():
     assert q.ask((q.read_at, q.color_of), pair, rng) is None
 
 
-# ---- captions ---------------------------------------------------------------------------------------------------------
+# ---- captions --------------------------------------------------------------------------------------------------------
 
 def phrases(caption: str) -> list[list[str]]:
     return [part.split() for part in caption.replace(" and ", " , ").split(" , ")]
@@ -99,7 +100,7 @@ def test_captions_list_every_thing_once_in_reading_order():
         assert phrases(other) == [[t.name, "in", t.color] for t in reversed(things)]
 
 
-# ---- words ------------------------------------------------------------------------------------------------------------
+# ---- words -----------------------------------------------------------------------------------------------------------
 
 def test_plurals_are_those_of_the_shapes():
     assert all(plural in (f"{shape}s", f"{shape}es") for shape, plural in zip(SHAPES, PLURALS))

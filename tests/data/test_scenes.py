@@ -20,7 +20,7 @@ def large():
     return {(split, style): scenes_of(split, 3000, style) for split in SPLITS for style in STYLES}
 
 
-# ---- the graph and the pixels -----------------------------------------------------------------------------------------
+# ---- the graph and the pixels ----------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("style", STYLES)
 @pytest.mark.parametrize("split", SPLITS)
@@ -60,7 +60,7 @@ def test_icons_are_shapes_of_three_kinds_and_three_colors_at_most(large):
         assert len({t.color for t in things}) <= 3
 
 
-# ---- splits -----------------------------------------------------------------------------------------------------------
+# ---- splits ----------------------------------------------------------------------------------------------------------
 
 def test_splits_share_no_scene(large):
     keys = {split: set(np.concatenate([large[split, style].keys() for style in STYLES]).tolist()) for split in SPLITS}
@@ -90,7 +90,7 @@ def test_digit_scans_differ_between_splits_also_by_their_pixels():
     assert sum(map(len, scans.values())) == 1797 == len(set.union(*scans.values()))
 
 
-# ---- determinism and speed --------------------------------------------------------------------------------------------
+# ---- determinism and speed -------------------------------------------------------------------------------------------
 
 def test_the_same_generator_draws_the_same_scenes():
     first, second, other = scenes_of(seed=3), scenes_of(seed=3), scenes_of(seed=4)
@@ -109,7 +109,7 @@ def test_2000_scenes_a_second_on_one_core():
     assert max(rates) > 2000, rates
 
 
-# ---- spoiled pictures -------------------------------------------------------------------------------------------------
+# ---- spoiled pictures ------------------------------------------------------------------------------------------------
 
 def test_degrade_blurs_darkens_or_cuts_one_row_off():
     pictures = scenes_of(n=300).draw()
@@ -134,7 +134,7 @@ def test_degrade_leaves_its_input_and_the_rows_that_are_not_cut():
         assert (spoiled[i][kept] == pictures[i][kept]).all()
 
 
-# ---- refusals ---------------------------------------------------------------------------------------------------------
+# ---- refusals --------------------------------------------------------------------------------------------------------
 
 def test_unknown_split_and_style_are_named():
     with pytest.raises(PeftkitError, match="unknown split 'tests'; did you mean 'test'"):

@@ -35,7 +35,7 @@ def content(rows: datasets.Dataset) -> list[dict]:
     return rows.cast_column("image", datasets.Image(decode=False)).to_list()
 
 
-# ---- what a task is ---------------------------------------------------------------------------------------------------
+# ---- what a task is --------------------------------------------------------------------------------------------------
 
 def test_the_eight_tasks_of_zhou2024():
     assert set(ZHOU2024) == set(METRICS)
@@ -64,7 +64,7 @@ def test_answers_fit_into_max_new_tokens():
         assert longest < task.max_new_tokens
 
 
-# ---- the same rows, and other rows ------------------------------------------------------------------------------------
+# ---- the same rows, and other rows -----------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("name", ZHOU2024)
 def test_the_same_arguments_give_the_same_rows(name):
@@ -89,7 +89,7 @@ def test_splits_share_no_picture_across_all_tasks():
         assert not shared["validation"] & shared["test"]
 
 
-# ---- answers, derived again from the pixels ---------------------------------------------------------------------------
+# ---- answers, derived again from the pixels --------------------------------------------------------------------------
 
 @pytest.mark.parametrize("name", ["iconqa_txt", "iconqa_blank", "okvqa", "ocrvqa", "vqav2"])
 def test_the_answer_follows_from_the_picture(name, read_scene, oracle):
@@ -128,7 +128,7 @@ def test_vizwiz_is_unanswerable_exactly_where_the_thing_cannot_be_seen(read_scen
     assert 0.2 < np.mean(unanswerable) < 0.5
 
 
-# ---- prompts ----------------------------------------------------------------------------------------------------------
+# ---- prompts ---------------------------------------------------------------------------------------------------------
 
 def test_prompts_are_filled_from_the_columns():
     row = {"question": "what ?", "context": "a fact", "choices": ["x", "y"], "region": "here"}
@@ -144,7 +144,7 @@ def test_a_prompt_with_an_unknown_column_names_it():
         prompt_text("{questions}", {"question": "what ?"})
 
 
-# ---- real data in the place of drawn data -----------------------------------------------------------------------------
+# ---- real data in the place of drawn data ----------------------------------------------------------------------------
 
 def test_hand_made_splits_take_the_place_of_drawn_ones(tiny_llava):
     pictures = [Image.new("RGB", (64, 40), "red"), Image.new("L", (30, 90), 128)]
@@ -162,7 +162,7 @@ def test_hand_made_splits_take_the_place_of_drawn_ones(tiny_llava):
     assert encoded.pictures["pixel_values"].shape == (2, 3, 48, 48)
 
 
-# ---- refusals ---------------------------------------------------------------------------------------------------------
+# ---- refusals --------------------------------------------------------------------------------------------------------
 
 def test_an_unknown_task_is_named_and_the_accepted_ones_listed_close_matches_first():
     with pytest.raises(PeftkitError, match="unknown task 'vqa2'; did you mean 'vqav2'") as error:

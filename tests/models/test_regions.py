@@ -86,7 +86,7 @@ def test_the_connector_path_is_the_connector_region(model):
     assert inside == {name for name in names_of(model) if region_of(arch, name) == "connector"}
 
 
-# ---- layers of a block ------------------------------------------------------------------------------------------------
+# ---- layers of a block -----------------------------------------------------------------------------------------------
 
 def test_every_block_has_the_layers_that_the_table_names(model):
     arch = architecture(model)
@@ -121,7 +121,7 @@ def test_region_modules_finds_layers_by_their_last_name(tiny_llava):
     assert region_modules(tiny_llava.model, "language", "proj") == []
 
 
-# ---- refusals ---------------------------------------------------------------------------------------------------------
+# ---- refusals --------------------------------------------------------------------------------------------------------
 
 def test_foreign_names_have_no_region(tiny_llava):
     arch = architecture(tiny_llava.model)

@@ -31,7 +31,7 @@ def pixels(tiny) -> dict[str, torch.Tensor]:
     return {name: value for name, value in inputs.items() if name.startswith("pixel_")}
 
 
-# ---- sizes ------------------------------------------------------------------------------------------------------------
+# ---- sizes -----------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_no_two_dimensions_that_peft_compares_are_equal(name):
@@ -46,16 +46,17 @@ def test_no_two_dimensions_that_peft_compares_are_equal(name):
     assert len(tall) == 2
 
 
-@pytest.mark.parametrize("name,kind", [("tiny-llava-s", "Llava"), ("tiny-llava-m", "Llava"), ("tiny-idefics2", "Idefics2")])
-def test_recipes_are_real_classes_of_at_most_8_mb(name, kind):
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_are_real_classes_of_at_most_8_mb(name):
     with torch.device("meta"):
         model = transformers.AutoModelForImageTextToText.from_config(model_config(RECIPES[name]))
-    assert type(model).__name__ == f"{kind}ForConditionalGeneration"
+    kind = {"llava": "Llava", "idefics2": "Idefics2"}[RECIPES[name].kind]
+    assert type(model) is getattr(transformers, f"{kind}ForConditionalGeneration")
     assert 4 * sum(p.numel() for p in model.parameters()) < 8e6
     assert not model.config.tie_word_embeddings and model.lm_head.weight is not model.get_input_embeddings().weight
 
 
-# ---- processor --------------------------------------------------------------------------------------------------------
+# ---- processor -------------------------------------------------------------------------------------------------------
 
 def test_the_processor_survives_a_round_trip(tiny, tmp_path):
     tiny.processor.save_pretrained(tmp_path)
@@ -104,7 +105,7 @@ def test_tasks_prompt_in_the_words_of_pre_training(tiny, name):
         assert ids == tokenizer(text, add_special_tokens=False).input_ids
 
 
-# ---- tower ------------------------------------------------------------------------------------------------------------
+# ---- tower -----------------------------------------------------------------------------------------------------------
 
 @torch.no_grad()
 def test_tower_features_are_what_the_connector_reads(tiny):
@@ -134,7 +135,7 @@ def test_normalizing_the_tower_scales_its_features_and_nothing_else(tiny_llava):
     assert torch.allclose(model.model.vision_tower(**pixels(tiny_llava)).pooler_output, pooled, atol=5e-3)
 
 
-# ---- stages -----------------------------------------------------------------------------------------------------------
+# ---- stages ----------------------------------------------------------------------------------------------------------
 
 def test_each_stage_trains_its_own_regions(tiny):
     """Three steps of every stage: what changes is what the stage is for."""
@@ -147,6 +148,6 @@ def test_each_stage_trains_its_own_regions(tiny):
     for name, regions in stages.items():
         before = {n: p.detach().clone() for n, p in model.named_parameters()}
         getattr(pretraining, f"{name}_stage")()
-        changed = {region_of(architecture(model), n) for n, p in model.named_parameters() if not torch.equal(p, before[n])}
-        assert changed == regions
+        changed = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
+        assert {region_of(architecture(model), n) for n in changed} == regions
         assert pretraining.log[name]["steps"] == 3 and np.isfinite(pretraining.log[name]["final_loss"])

@@ -1,9 +1,12 @@
 """Is a task fit for this study? The rule of a task that can tell methods apart, as numbers."""
 import math
+from collections.abc import Iterable
 
+import numpy as np
 import pandas as pd
 
 from ...errors import choose
+from ...studies import Record
 from .study import SEEN, UNSEEN
 from .tables import UNTRAINED
 
@@ -47,3 +50,24 @@ def fitness(frame: pd.DataFrame) -> pd.DataFrame:
             rows.append({"base": base, "task": task, "role": role, **measured, "best_of": " ".join(arms["mean"].idxmax()),
                          "seed_sd": sd, "fit": WORDS[is_fit(role, **measured)]})
     return pd.DataFrame(rows)[["base", "task", "role", "zero_shot", "best", "best_of", "seed_sd", "spread", "fit"]]
+
+
+def resolution(records: Iterable[Record]) -> pd.DataFrame:
+    """The smallest change from zero-shot that each task's test examples resolve: base, task, resolves (a score).
+
+    That is 1.96 standard errors, over test examples, of a configuration's mean change of the same example's score;
+    the median over configurations. Seeds are averaged first: this is the noise of the test set, not of training.
+    """
+    scores: dict[tuple, dict[tuple, list]] = {}
+    for record in records:
+        config = record.config
+        arm = (config["method"], config["options"].get("connector"))
+        arms = scores.setdefault((config["base"], config["task"]), {})
+        arms.setdefault(arm, []).append(record.predictions["score"].to_numpy())
+    rows = []
+    for (base, task), arms in scores.items():
+        zero_shot = arms.pop((UNTRAINED, None))[0]
+        changes = [np.mean(runs, axis=0) - zero_shot for runs in arms.values()]  # each (test examples,)
+        errors = [change.std(ddof=1) / math.sqrt(len(change)) for change in changes]
+        rows.append({"base": base, "task": task, "resolves": 1.96 * float(np.median(errors))})
+    return pd.DataFrame(rows)

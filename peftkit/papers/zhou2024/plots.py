@@ -3,6 +3,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
 
 from ...figures import METHOD_STYLE
@@ -21,35 +22,35 @@ VERDICT_STYLE = {"supported": {"color": "#009E73", "marker": "o"}, "contradicted
 def table_heatmap(table: pd.DataFrame) -> Figure:
     """Our table and, to its right, the paper's for the model that our base stands for; one line of panels a base.
 
-    table: index (source, method, connector), columns tasks, U, S, Avg in [0, 1]; shown in points.
+    table: index (source, method, connector), columns tasks, U, S, Avg in [0, 1]; shown in points, tasks rounded to
+    whole ones (`beside` gives the decimals).
     """
     bases = [base for base in COUNTERPARTS if base in table.index.get_level_values("source")]
-    figure, axes = plt.subplots(len(bases), 2, figsize=(10, 2.3 * len(bases) + 0.4), squeeze=False, sharey=True,
+    figure, axes = plt.subplots(len(bases), 2, figsize=(10, 2.2 * len(bases) + 0.4), squeeze=False, sharey=True,
                                 sharex=True)
     for line, base in zip(axes, bases):
         for axis, source, name in zip(line, (base, COUNTERPARTS[base]), (base, MODELS[COUNTERPARTS[base]])):
-            _heat(axis, 100 * table.loc[source].reindex(ARMS)[[c for c in LABELS if c in table.columns]])
+            shown = _heat(axis, 100 * table.loc[source].reindex(ARMS)[[c for c in LABELS if c in table.columns]])
             axis.set_title(f"ours: {name}" if source == base else f"paper: {name}")
+    figure.colorbar(shown, ax=axes, shrink=0.6, label="points")
     return figure
 
 
-def _heat(axis: Axes, points: pd.DataFrame) -> None:
-    axis.imshow(points.astype(float), vmin=0, vmax=100, cmap=plt.get_cmap("cividis", 10), aspect="auto")
-    for (row, column), value in ((place, points.iloc[place]) for place in _places(points)):
-        axis.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=7,
-                  color="black" if value > 50 else "white")
+def _heat(axis: Axes, points: pd.DataFrame) -> AxesImage:
+    shown = axis.imshow(points.astype(float), vmin=0, vmax=100, cmap=plt.get_cmap("cividis", 20), aspect="auto")
+    for column, name in enumerate(points):
+        for row, value in enumerate(points[name]):
+            if pd.notna(value):
+                text = f"{value:.1f}" if name in ("U", "S", "Avg") else f"{value:.0f}"
+                axis.text(column, row, text, ha="center", va="center", fontsize=7,
+                          color="black" if value > 50 else "white")
     arms = ["zero-shot" if method == UNTRAINED else f"{NAMES[method]} {connector}" for method, connector in points.index]
     axis.set_yticks(range(len(arms)), arms, fontsize=8)
-    axis.set_xticks(range(points.shape[1]), [LABELS[column] for column in points], fontsize=7)
+    axis.set_xticks(range(points.shape[1]), [LABELS[column] for column in points], fontsize=7, rotation=45)
     axis.grid(False)
     for edge in (sum(c in UNSEEN for c in points), sum(c in UNSEEN + SEEN for c in points)):
         axis.axvline(edge - 0.5, color="white", linewidth=3)
-
-
-def _places(points: pd.DataFrame) -> list[tuple[int, int]]:
-    """Row and column of every value that is there."""
-    return [(row, column) for row in range(points.shape[0]) for column in range(points.shape[1])
-            if pd.notna(points.iloc[row, column])]
+    return shown
 
 
 def figure2(data: pd.DataFrame) -> Figure:
@@ -60,7 +61,7 @@ def figure2(data: pd.DataFrame) -> Figure:
     """
     sources = list(data["source"].unique())
     figure, axes = plt.subplots(2, len(sources), figsize=(2.5 * len(sources) + 0.8, 5.4), squeeze=False, sharex=True,
-                                sharey=True)
+                                sharey="row")
     for column, source in zip(axes.T, sources):
         for axis, group in zip(column, ("unseen", "seen")):
             _means(axis, data[(data["source"] == source) & (data["group"] == group)])

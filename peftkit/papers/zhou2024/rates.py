@@ -12,7 +12,7 @@ from ...methods import inject
 from ...models import load
 from ...training import TrainConfig, train
 from ...training.features import cache_features
-from .study import SIZES
+from .study import CONNECTOR_RATE, SIZES
 
 GRID = {"lora": (1e-3, 2e-3, 5e-3, 1e-2), "adapter": (1e-3, 2e-3, 5e-3, 1e-2), "ia3": (5e-3, 1e-2, 2e-2, 5e-2),
         "prefix": (5e-3, 1e-2, 2e-2, 5e-2)}
@@ -30,7 +30,8 @@ def search(base_name: str = "tiny-llava-s") -> pd.DataFrame:
         for method, rates in GRID.items():
             for rate in rates:
                 model = inject(copy.deepcopy(base.model), method, connector="tuned", seed=SEED, **SIZES[method])
-                train(model, base.processor, training, TrainConfig(learning_rate=rate, seed=SEED, progress=False))
+                train(model, base.processor, training, TrainConfig(
+                    learning_rate=rate, connector_learning_rate=CONNECTOR_RATE, seed=SEED, progress=False))
                 result = evaluate(model, base.processor, validation, metric=drawn.metric,
                                   max_new_tokens=drawn.max_new_tokens, progress=False)
                 rows.append({"task": name, "method": method, "learning_rate": rate, "score": result.score})

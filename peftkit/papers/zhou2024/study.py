@@ -16,6 +16,7 @@ SIZES = {"lora": {"rank": 4}, "adapter": {"bottleneck": 8}, "ia3": {}, "prefix":
 RATES = {"lora": {"learning_rate": 5e-3}, "adapter": {"learning_rate": 5e-3}, "ia3": {"learning_rate": 2e-2},
          "prefix": {"learning_rate": 2e-2}}
 
+CONNECTOR_RATE = 5e-4  # the same for every method, as in the paper
 
 _CHECKOUT = Path(__file__).resolve().parents[3]
 
@@ -43,7 +44,7 @@ def main_study(tier: str, store: RunStore | str | Path) -> list[Study]:
     size = TIERS[choose("tier", tier, TIERS)]
     store = store if isinstance(store, RunStore) else RunStore(store)
     return [Study("zhou2024", bases=(base,), methods={"none": {}, **SIZES}, tasks=size.tasks, seeds=seeds, store=store,
-                  settings={"all": {"epochs": size.epochs}, **RATES}, train_size=size.train_size,
+                  settings={"all": {"epochs": size.epochs, "connector_learning_rate": CONNECTOR_RATE}, **RATES}, train_size=size.train_size,
                   test_size=size.test_size)
             for base, seeds in size.seeds.items()]
 

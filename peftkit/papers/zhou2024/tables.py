@@ -35,8 +35,9 @@ def seed_table(frame: pd.DataFrame) -> pd.DataFrame:
     trained = frame[frame["method"] != UNTRAINED].rename(columns={"base": "source"})
     scores = trained.pivot(index=[*INDEX, "seed"], columns="task", values="score")
     if (lacking := scores.isna().any(axis=1)).any():
-        raise PeftkitError(f"{lacking.sum()} configurations lack a task, the first is {scores.index[lacking][0]}; run "
-                           "the whole study, finished runs are kept")
+        first = " ".join(map(str, scores.index[lacking][0]))
+        raise PeftkitError(f"{lacking.sum()} configurations lack a task, the first is {first}; run the whole study, "
+                           "finished runs are kept")
     return _with_means(scores)
 
 
@@ -48,7 +49,20 @@ def zero_shot_table(frame: pd.DataFrame) -> pd.DataFrame:
 
 def our_table(frame: pd.DataFrame) -> pd.DataFrame:
     """Our Table 1: the mean over seeds of every configuration, and the zero-shot row that the paper does not have."""
-    return pd.concat([zero_shot_table(frame), seed_table(frame).groupby(level=INDEX).mean()])
+    return pd.concat([zero_shot_table(frame), seed_table(frame).groupby(level=INDEX).mean()]).sort_index()
+
+
+def main_table(frame: pd.DataFrame) -> pd.DataFrame:
+    """Both sides: `our_table`, then `paper_table` in the same columns (in the smoke tier we have only two tasks)."""
+    return pd.concat([our_table(frame), paper_table()]).sort_index()
+
+
+def beside(table: pd.DataFrame, base: str) -> pd.DataFrame:
+    """One base's table with the paper's row below each of ours, in points (0 to 100) as the paper prints them."""
+    pair = table.loc[[base, COUNTERPARTS[base]]].reset_index()
+    pair["method"] = pd.Categorical(pair["method"], [UNTRAINED, "lora", "adapter", "ia3", "prefix"])
+    pair = pair.sort_values(["method", "connector"], kind="stable").set_index(["method", "connector", "source"])
+    return (100 * pair).round(1)
 
 
 def long(table: pd.DataFrame) -> pd.DataFrame:
@@ -89,7 +103,9 @@ def figure2_data(frame: pd.DataFrame) -> pd.DataFrame:
     """Both sides of figure 2: `group_means` of our seeds, the zero-shot scores, `paper_group_means`."""
     untouched = zero_shot_table(frame).rename(columns={column: group for group, column in GROUPS.items()})
     flat = long(untouched[list(GROUPS)]).rename(columns={"column": "group"}).assign(row="mean")
-    return pd.concat([group_means(seed_table(frame)), flat, paper_group_means()], ignore_index=True)
+    found = pd.concat([group_means(seed_table(frame)), flat, paper_group_means()], ignore_index=True)
+    order = [*COUNTERPARTS, "paper"]
+    return found.sort_values("source", key=lambda names: names.map(order.index), kind="stable", ignore_index=True)
 
 
 def _with_means(scores: pd.DataFrame) -> pd.DataFrame:
