@@ -194,9 +194,8 @@ ORACLE = {
         lambda t, m: HOME_OF_SHAPE[_one([x.name for x in t if x.place == m["place"]])],
     r"what is the taste of the (?P<noun>\w+) \?":
         lambda t, m: TASTE_OF_COLOR[_one([x.color for x in _called(t, m["noun"])])],
-    rf"how many are {_COLOR} \?": lambda t, m: str(len([x for x in t if x.color == m["color"]])),
-    r"how many (?P<plural>\w+) are there \?":
-        lambda t, m: str(len([x for x in t if x.name in (m["plural"][:-1], m["plural"][:-2])])),
+    r"what color are most (?P<plural>\w+) \?":
+        lambda t, m: _most([x.color for x in t if x.name in (m["plural"][:-1], m["plural"][:-2])]),
     r"what (?P<key>shape|color) is there most \?":
         lambda t, m: _most([x.name if m["key"] == "shape" else x.color for x in t]),
 }

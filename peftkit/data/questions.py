@@ -163,13 +163,13 @@ def other_style_caption(things, rng) -> Question:
 
 # ---- unseen tasks -----------------------------------------------------------------------------------------------------
 
-def count(things, rng) -> Question:
-    """how many stars are there ? how many are red ? (IconQA, fill in the blank)"""
-    if rng.random() < 0.5:
-        k = rng.integers(len(SHAPES)) if rng.random() < 0.2 else SHAPES.index(_pick(things, rng).name)
-        return Question(f"how many {PLURALS[k]} are there ?", str(sum(t.name == SHAPES[k] for t in things)))
-    color = _pick(COLORS, rng) if rng.random() < 0.2 else _pick(things, rng).color
-    return Question(f"how many are {color} ?", str(sum(t.color == color for t in things)))
+def most_common_color_of(things, rng) -> Question | None:
+    """what color are most stars ? The color that more of them have than any other (IconQA, fill in the blank)."""
+    shape = _pick([name for name, n in Counter(t.name for t in things).items() if n > 1], rng)
+    ranked = Counter(t.color for t in things if t.name == shape).most_common()
+    if shape is None or (len(ranked) > 1 and ranked[0][1] == ranked[1][1]):
+        return None
+    return Question(f"what color are most {PLURALS[SHAPES.index(shape)]} ?", ranked[0][0])
 
 
 def most_common(things, rng) -> Question | None:
@@ -193,8 +193,23 @@ def absent(things, rng) -> Question:
     return Question(f"what shape is {color} ?", UNANSWERABLE)
 
 
+def which_is_true(things, rng) -> Question | None:
+    """which is true of the star ? a red b blue c green: an attribute or a fact about it; the options say of which kind.
+
+    The answer is the option, not its letter, as in Zhou 2024; the hint is a fact that may or may not help (ScienceQA).
+    """
+    thing = _pick([t for t in _unique(things, _noun) if t.kind == "shape"], rng)
+    if thing is None:
+        return None
+    values = _pick([COLORS, tuple(HOME_OF_SHAPE.values()), tuple(TASTE_OF_COLOR.values())], rng)
+    answer = next(v for v in (thing.color, HOME_OF_SHAPE[thing.name], TASTE_OF_COLOR[thing.color]) if v in values)
+    wrong = rng.permutation([value for value in values if value != answer])[:2].tolist()
+    choices = tuple(rng.permutation([answer, *wrong]).tolist())
+    return Question(f"which is true of the {thing.name} ?", answer, choices, context=fact(rng))
+
+
 def lettered(things, rng) -> Question | None:
-    """what color is the star ? a red b blue c green, with a fact as hint; the answer is a letter (ScienceQA)."""
+    """what color is the star ? a red b blue c green: the answer is the letter (text stage of the bases only)."""
     asked = _pick([color_of, shape_by_color, color_at, shape_at], rng)(things, rng)
     if asked is None:
         return None

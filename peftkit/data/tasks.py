@@ -49,13 +49,13 @@ class TaskSpec:
 _SHORT = "{question} short answer"
 SPECS = {spec.name: spec for spec in (
     TaskSpec("scienceqa", "ScienceQA, questions with a picture", "unseen", "exact_match",
-             "hint : {context} . {question} choices {lettered_choices} letter", (q.lettered,)),
+             "hint : {context} . {question} choices {lettered_choices} answer", (q.which_is_true,)),
     TaskSpec("vizwiz", "VizWiz", "unseen", "vqa_accuracy", "{question} unanswerable if unclear short answer",
              (q.color_of, q.shape_by_color), degraded=True, annotators=10),
     TaskSpec("iconqa_txt", "IconQA, choose text", "unseen", "exact_match",
              "{question} choices {plain_choices}", (q.most_common,), style="icons"),
     TaskSpec("iconqa_blank", "IconQA, fill in the blank", "unseen", "exact_match",
-             "{question} fill the blank", (q.count,), style="icons"),
+             "{question} fill the blank", (q.most_common_color_of,), style="icons"),
     TaskSpec("flickr30k", "Flickr30k captions", "unseen", "cider", "describe briefly", (q.other_style_caption,),
              max_new_tokens=28),
     TaskSpec("okvqa", "OKVQA", "seen", "vqa_accuracy", _SHORT, q.SEEN["okvqa"], annotators=10),

@@ -12,6 +12,7 @@ from ..data.scenes import Scenes, Thing
 from ..data.tasks import SPECS, prompt_text
 from ..data.vocabulary import COLORS, DIGITS, PLURALS, SHAPES, TASTE_OF_COLOR
 
+LETTERED = "hint : {context} . {question} choices {lettered_choices} letter"
 _NUMBERS = ("one", "two", "three", "four", "five", "six")
 
 
@@ -49,7 +50,7 @@ def text_segments(things: list[Thing], rng: np.random.Generator) -> list[Segment
     lettered = q.lettered(things, rng)
     if lettered is not None:
         row = {"question": lettered.text, "context": lettered.context, "choices": lettered.choices}
-        segments.append(Segment(prompt_text(SPECS["scienceqa"].prompt, row) + " assistant", lettered.answer))
+        segments.append(Segment(prompt_text(LETTERED, row) + " assistant", lettered.answer))
     return segments + [Segment("text", q.fact(rng)), Segment("text", sentence(rng))]
 
 

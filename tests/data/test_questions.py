@@ -5,13 +5,15 @@ import pytest
 from peftkit.data import questions as q
 from peftkit.data.scenes import sample_scenes
 from peftkit.data.tasks import SPECS, prompt_text
-from peftkit.data.vocabulary import COLORS, LETTERS, PLURALS, SHAPES, vocabulary
+from peftkit.data.vocabulary import COLORS, HOME_OF_SHAPE, LETTERS, PLURALS, SHAPES, TASTE_OF_COLOR, vocabulary
 from peftkit.zoo.mix import scene_in_words, text_segments
 
 SCENES = 300
-ASKERS = [*{asker for askers in q.SEEN.values() for asker in askers}, q.count, q.most_common, q.absent]
+KINDS = {"color": COLORS, "home": HOME_OF_SHAPE.values(), "taste": TASTE_OF_COLOR.values()}
+ASKERS = [*{asker for askers in q.SEEN.values() for asker in askers}, q.most_common_color_of, q.most_common,
+          q.absent]
 ASKERS.sort(key=lambda asker: asker.__name__)
-STYLE = {q.count: "icons", q.most_common: "icons"}
+STYLE = {q.most_common_color_of: "icons", q.most_common: "icons"}
 
 
 def graphs(style="mixed", split="train"):
@@ -72,6 +74,16 @@ def test_the_letter_stands_before_the_right_choice(oracle):
         assert question.choices[LETTERS.index(question.answer)] == oracle(question.text, things)
         letters.append(question.answer)
     assert min(letters.count(letter) for letter in LETTERS) > SCENES / 6
+
+
+def test_which_is_true_offers_one_true_option_of_three_of_a_kind():
+    kinds = set()
+    for things, question in asked(q.which_is_true):
+        thing = next(t for t in things if t.name == question.text.split()[5])
+        truths = {thing.color, HOME_OF_SHAPE[thing.name], TASTE_OF_COLOR[thing.color]}
+        assert truths & set(question.choices) == {question.answer} and len(set(question.choices)) == 3
+        kinds.add(next(kind for kind, values in KINDS.items() if set(question.choices) <= set(values)))
+    assert kinds == set(KINDS)
 
 
 def test_a_scene_of_one_kind_that_allows_no_question_gives_none():

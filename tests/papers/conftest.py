@@ -9,7 +9,7 @@ METHODS = ("lora", "adapter", "ia3", "prefix")
 
 @pytest.fixture
 def frame_of():
-    """frame_of(score, base=..., tasks=..., seeds=...): score(method, connector, task, seed), method "none" untrained."""
+    """Make one: score(method, connector, task, seed) is what a run scores, method "none" is the untrained base."""
     def build(score, *, base="tiny-llava-s", tasks=UNSEEN + SEEN, seeds=(42, 43, 44)):
         arms = [("none", None, None), *((m, c, s) for m in METHODS for c in ("frozen", "tuned") for s in seeds)]
         rows = [{"base": base, "method": method, "connector": connector, "task": task, "seed": seed,

@@ -45,10 +45,11 @@ def fitness(frame: pd.DataFrame) -> pd.DataFrame:
             arms = part[~untrained].groupby(["method", "connector"])["score"].agg(["mean", "var"])
             sd, best = math.sqrt(arms["var"].mean()), arms["mean"].max()
             gap = best - arms["mean"].min()
-            measured = {"zero_shot": part[untrained]["score"].item(), "best": best, "spread": gap / sd if sd else math.inf}
+            measured = {"zero_shot": part[untrained]["score"].item(), "best": best,
+                        "spread": gap / sd if sd else math.inf}
             role = "seen" if task in SEEN else "unseen"
-            rows.append({"base": base, "task": task, "role": role, **measured, "best_of": " ".join(arms["mean"].idxmax()),
-                         "seed_sd": sd, "fit": WORDS[is_fit(role, **measured)]})
+            rows.append({"base": base, "task": task, "role": role, **measured, "seed_sd": sd,
+                         "best_of": " ".join(arms["mean"].idxmax()), "fit": WORDS[is_fit(role, **measured)]})
     return pd.DataFrame(rows)[["base", "task", "role", "zero_shot", "best", "best_of", "seed_sd", "spread", "fit"]]
 
 

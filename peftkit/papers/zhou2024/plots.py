@@ -44,7 +44,7 @@ def _heat(axis: Axes, points: pd.DataFrame) -> AxesImage:
                 text = f"{value:.1f}" if name in ("U", "S", "Avg") else f"{value:.0f}"
                 axis.text(column, row, text, ha="center", va="center", fontsize=7,
                           color="black" if value > 50 else "white")
-    arms = ["zero-shot" if method == UNTRAINED else f"{NAMES[method]} {connector}" for method, connector in points.index]
+    arms = [f"{NAMES[method]} {connector}" if method in NAMES else "zero-shot" for method, connector in points.index]
     axis.set_yticks(range(len(arms)), arms, fontsize=8)
     axis.set_xticks(range(points.shape[1]), [LABELS[column] for column in points], fontsize=7, rotation=45)
     axis.grid(False)
@@ -68,9 +68,10 @@ def figure2(data: pd.DataFrame) -> Figure:
         column[0].set_title("paper, mean of 4 models" if source == "paper" else source)
     axes[0, 0].set_ylabel("mean score, unseen tasks")
     axes[1, 0].set_ylabel("mean score, seen tasks")
-    handles = [Line2D([], [], color="#555555", marker="o", linestyle="", markerfacecolor=face, label=f"connector {word}")
-               for word, face in (("frozen", "white"), ("tuned", "#555555"))]
-    handles.append(Line2D([], [], color="#555555", linestyle="--", label="zero-shot"))
+    gray = "#555555"
+    handles = [Line2D([], [], color=gray, marker="o", linestyle="", markerfacecolor=face, label=f"connector {word}")
+               for word, face in (("frozen", "white"), ("tuned", gray))]
+    handles.append(Line2D([], [], color=gray, linestyle="--", label="zero-shot"))
     figure.legend(handles=handles, loc="outside lower center", ncols=3)
     return figure
 
@@ -95,7 +96,7 @@ def forest(table: pd.DataFrame) -> Figure:
 
     table: of `differences`; shown in points.
     """
-    bases, lines = list(table["base"].unique()), list(table.drop_duplicates(["claim", "difference"])["difference"])[::-1]
+    bases, lines = list(table["base"].unique()), list(table["difference"].unique())[::-1]
     claims = dict(zip(table["difference"], table["claim"]))
     figure, axes = plt.subplots(1, len(bases), figsize=(2.9 * len(bases) + 2.6, 3.8), squeeze=False, sharey=True,
                                 sharex=True)
@@ -111,5 +112,5 @@ def forest(table: pd.DataFrame) -> Figure:
     axes[0, 0].set_yticks(range(len(lines)), [f"{claims[line]}  {line}" for line in lines], fontsize=8)
     handles = [Line2D([], [], linestyle="", label=f"ours: {name}", **style) for name, style in VERDICT_STYLE.items()]
     handles.append(Line2D([], [], linestyle="", color="black", marker="d", markersize=4, label="paper, as printed"))
-    figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=8)
+    figure.legend(handles=handles, loc="outside lower center", ncols=4 if len(bases) > 1 else 2, fontsize=8)
     return figure

@@ -35,7 +35,7 @@ class Tier:
 TIERS = {
     "smoke": Tier({"tiny-llava-s": (42,)}, ("iconqa_blank", "vqav2"), 32, 20, 1),
     "laptop": Tier({"tiny-llava-s": (42, 43, 44, 45, 46), "tiny-llava-m": (42, 43, 44), "tiny-idefics2": (42, 43, 44)},
-                   UNSEEN + SEEN, 1000, 400, 3),
+                   UNSEEN + SEEN, 800, 400, 3),
 }
 
 

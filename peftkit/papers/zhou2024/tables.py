@@ -54,7 +54,8 @@ def our_table(frame: pd.DataFrame) -> pd.DataFrame:
 
 def main_table(frame: pd.DataFrame) -> pd.DataFrame:
     """Both sides: `our_table`, then `paper_table` in the same columns (in the smoke tier we have only two tasks)."""
-    return pd.concat([our_table(frame), paper_table()]).sort_index()
+    paper = paper_table()
+    return pd.concat([our_table(frame), paper])[paper.columns].sort_index()
 
 
 def beside(table: pd.DataFrame, base: str) -> pd.DataFrame:
