@@ -54,7 +54,6 @@ def _parser() -> argparse.ArgumentParser:
 def _figures(options) -> int:
     from .figures import compare
     from .papers.zhou2024 import TIERS, main_study
-    from .runner import execute_notebook
 
     choose("tier", options.tier, TIERS)
     for name in options.only:
@@ -68,31 +67,38 @@ def _figures(options) -> int:
             study.run(workers=options.workers)
     for name in options.only:
         parameters = {"tier": options.tier} | ({"runs": "live"} if name != "00_start_here" else {})
-        done = execute_notebook(checkout / "notebooks" / f"{name}.ipynb", out / "notebooks" / f"{name}.ipynb",
-                                parameters, timeout=CELL_TIMEOUT)
-        print(f"{name}: executed in {done['seconds']} s", flush=True)
+        _execute(checkout, out, name, parameters)
     if options.tier == "smoke":
         print("the smoke tier proves that everything runs; its figures are not compared")
         return 0
     if options.accept:
-        _accept(checkout, out, options.only, main_study(options.tier, store))
+        _accept(checkout, out, options.only, options.tier, main_study(options.tier, store))
     table = compare(out / "figures", checkout / "figures")
+    table = table[table["figure"].str.split("/").str[0].isin(options.only)]
     print(table.to_string(index=False))
     return int((table["status"] != "reproduced").any())
 
 
-def _accept(checkout: Path, out: Path, names: list[str], studies) -> None:
-    """Make the figures, the executed notebooks and the records of a run the committed reference."""
+def _execute(checkout: Path, out: Path, name: str, parameters: dict) -> None:
+    from .runner import execute_notebook
+
+    done = execute_notebook(checkout / "notebooks" / f"{name}.ipynb", out / "notebooks" / f"{name}.ipynb", parameters,
+                            timeout=CELL_TIMEOUT)
+    print(f"{name}: executed in {done['seconds']} s", flush=True)
+
+
+def _accept(checkout: Path, out: Path, names: list[str], tier: str, studies) -> None:
+    """Make a run the committed reference: its records, then its notebooks, reading those records, and their figures."""
     from .notebooks import normalize
     from .studies.store import bundle
 
-    for name in names:
-        if (out / "figures" / name).is_dir():
-            shutil.copytree(out / "figures" / name, checkout / "figures" / name, dirs_exist_ok=True)
-        normalize(out / "notebooks" / f"{name}.ipynb", checkout / "notebooks" / f"{name}.ipynb")
     for study in studies:
         records = [record for config in study.configs() if (record := study.store.get(config))]
         bundle(checkout / "figures" / "runs" / f"{study.name}-{study.bases[0]}.parquet", records)
+    for name in names:
+        _execute(checkout, out, name, {"tier": tier})
+        normalize(out / "notebooks" / f"{name}.ipynb", checkout / "notebooks" / f"{name}.ipynb")
+        shutil.copytree(out / "figures" / name, checkout / "figures" / name, dirs_exist_ok=True)
 
 
 def _checkout() -> Path:

@@ -1,8 +1,10 @@
 """How the learning rates of the main study were chosen: four rates a method, validation splits, one base.
 
-Every method gets the same budget and the test splits are not touched: `python -m peftkit.papers.zhou2024.rates`.
+Every method gets the same budget and the test splits are not touched. `python -m peftkit.papers.zhou2024.rates` writes
+rates.csv (validation scores on tiny-llava-s, connector tuned, one seed; about five minutes on one core).
 """
 import copy
+from pathlib import Path
 
 import pandas as pd
 
@@ -41,4 +43,5 @@ def search(base_name: str = "tiny-llava-s") -> pd.DataFrame:
 
 if __name__ == "__main__":
     found = search()
+    found.to_csv(Path(__file__).with_suffix(".csv"), index=False)
     print(found.groupby(["method", "learning_rate"], as_index=False)["score"].mean().to_string(index=False))

@@ -12,10 +12,9 @@ SEEN = ("okvqa", "ocrvqa", "vqav2")
 # Sizes keep the paper's ratio to the width of the language model (rank 128 and bottleneck 256 at width 4,096); the
 # number of virtual tokens is the paper's own.
 SIZES = {"lora": {"rank": 4}, "adapter": {"bottleneck": 8}, "ia3": {}, "prefix": {"tokens": 20}}
-# Peak learning rates: each method's best of four on validation splits, `python -m peftkit.papers.zhou2024.rates`.
-RATES = {"lora": {"learning_rate": 5e-3}, "adapter": {"learning_rate": 5e-3}, "ia3": {"learning_rate": 2e-2},
-         "prefix": {"learning_rate": 2e-2}}
-
+# Peak learning rates: each method's best of four on validation splits (rates.csv, made by rates.py).
+RATES = {"lora": {"learning_rate": 1e-2}, "adapter": {"learning_rate": 1e-2}, "ia3": {"learning_rate": 1e-1},
+         "prefix": {"learning_rate": 1e-1}}
 CONNECTOR_RATE = 5e-4  # the same for every method, as in the paper
 
 _CHECKOUT = Path(__file__).resolve().parents[3]
@@ -53,16 +52,17 @@ def main_records(tier: str, runs: str = "committed") -> list[Record]:
     """The records of the main study.
 
     runs: "committed" reads those that the repository ships (figures/runs, made by `peftkit figures --accept`); "live"
-    trains what the store lacks (the folder that PEFTKIT_STORE names, else `runs` beside the notebooks). The smoke tier
-    is always live, in a store of its own. Raises PeftkitError for unknown words and for records that are not there.
+    trains what the store lacks (the folder that PEFTKIT_STORE names, else `runs` in the checkout). The smoke tier is
+    always live, in a store of its own unless PEFTKIT_STORE names one. Raises PeftkitError for unknown words and for records that are not there.
     """
     choose("tier", tier, TIERS)
     choose("value of runs", runs, ("committed", "live"))
+    named = os.environ.get("PEFTKIT_STORE")
     if tier == "smoke":
         with tempfile.TemporaryDirectory() as folder:
-            return _train(main_study(tier, folder))
+            return _train(main_study(tier, named or folder))
     if runs == "live":
-        return _train(main_study(tier, os.environ.get("PEFTKIT_STORE") or _CHECKOUT / "runs"))
+        return _train(main_study(tier, named or _CHECKOUT / "runs"))
     paths = [_CHECKOUT / "figures" / "runs" / f"zhou2024-{base}.parquet" for base in TIERS[tier].seeds]
     missing = [path.name for path in paths if not path.is_file()]
     if missing:
