@@ -6,7 +6,7 @@ import datasets
 import numpy as np
 import torch
 from torch import nn
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from ..data.collate import Encoded, encode
 from ..errors import choose

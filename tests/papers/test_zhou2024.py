@@ -7,7 +7,8 @@ import pytest
 import peftkit.papers.zhou2024.study as study_module
 from peftkit.errors import PeftkitError
 from peftkit.papers.zhou2024 import (
-    SEEN, TIERS, UNSEEN, main_records, main_study, paper_shares, paper_table, printed_table, unseen_and_seen)
+    RATES, SEEN, SIZES, TIERS, UNSEEN, main_records, main_study, paper_shares, paper_table, printed_table, rates,
+    unseen_and_seen)
 from peftkit.studies import Record, bundle
 from peftkit.studies.store import hash_config
 
@@ -60,6 +61,14 @@ def test_shares_of_table_15_follow_from_shapes_alone():
 
 
 # ── the grid ──
+
+@pytest.mark.parametrize("method", SIZES)
+def test_every_rate_of_the_study_is_the_best_of_the_four_tried(method):
+    scores = rates.tried().loc[method].dropna()
+    assert sorted(scores.index) == sorted(rates.GRID[method]) and len(scores) == 4
+    assert RATES[method]["learning_rate"] == scores.idxmax()
+
+
 
 @pytest.fixture
 def no_models(monkeypatch):

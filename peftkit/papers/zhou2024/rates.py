@@ -20,6 +20,7 @@ GRID = {"lora": (2e-3, 5e-3, 1e-2, 2e-2), "adapter": (2e-3, 5e-3, 1e-2, 2e-2), "
         "prefix": (1e-2, 2e-2, 5e-2, 1e-1)}
 TASKS = ("scienceqa", "iconqa_blank")
 SEED = 7  # not among the study's seeds
+FOUND = Path(__file__).with_suffix(".csv")
 
 
 def search(base_name: str = "tiny-llava-s") -> pd.DataFrame:
@@ -41,7 +42,12 @@ def search(base_name: str = "tiny-llava-s") -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def tried() -> pd.DataFrame:
+    """The last search: mean validation score over its tasks; a row a method, a column a rate, empty if not tried."""
+    return pd.read_csv(FOUND).pivot_table(index="method", columns="learning_rate", values="score")
+
+
 if __name__ == "__main__":
     found = search()
-    found.to_csv(Path(__file__).with_suffix(".csv"), index=False)
+    found.to_csv(FOUND, index=False)
     print(found.groupby(["method", "learning_rate"], as_index=False)["score"].mean().to_string(index=False))
