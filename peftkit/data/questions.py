@@ -157,8 +157,8 @@ def dense_caption(things, rng) -> Question:
 
 
 def other_style_caption(things, rng) -> Question:
-    """seen : star in red and 7 in blue: another style, from the bottom right up (Flickr30k's part)."""
-    return Question("", "seen : " + _listed([f"{t.name} in {t.color}" for t in reversed(things)]))
+    """seen : star in red and 7 in blue: the same things in another style (Flickr30k's part)."""
+    return Question("", "seen : " + _listed([f"{t.name} in {t.color}" for t in things]))
 
 
 # ---- unseen tasks -----------------------------------------------------------------------------------------------------

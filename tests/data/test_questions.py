@@ -109,7 +109,7 @@ def test_captions_list_every_thing_once_in_reading_order():
         assert dense == [[*t.place.split(), t.color, t.name] for t in things]
         opening, other = q.other_style_caption(things, rng).answer.split(" : ")
         assert opening == "seen"
-        assert phrases(other) == [[t.name, "in", t.color] for t in reversed(things)]
+        assert phrases(other) == [[t.name, "in", t.color] for t in things]
 
 
 # ---- words -----------------------------------------------------------------------------------------------------------
