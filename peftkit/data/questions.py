@@ -47,7 +47,7 @@ def _color(thing: Thing) -> str:
     return thing.color
 
 
-# ---- attributes, existence, places (VQAv2's part) --------------------------------------------------------------------
+# ---- attributes, existence, places (VQAv2's part) -------------------------------------------------------------------
 
 def color_of(things, rng) -> Question | None:
     """what color is the star ?"""
@@ -95,7 +95,7 @@ def exists(things, rng) -> Question | None:
     return Question(f"is there a {color} {shape} ?", "no")
 
 
-# ---- knowledge (OKVQA's part): see the thing, know the fact -----------------------------------------------------------
+# ---- knowledge (OKVQA's part): see the thing, know the fact ---------------------------------------------------------
 
 def home_of(things, rng) -> Question | None:
     """what is the home of the red thing ? The fact is a fact about its shape."""
@@ -115,7 +115,7 @@ def taste_of(things, rng) -> Question | None:
     return thing and Question(f"what is the taste of the {_noun(thing)} ?", TASTE_OF_COLOR[thing.color])
 
 
-# ---- reading (OCRVQA's part) ------------------------------------------------------------------------------------------
+# ---- reading (OCRVQA's part) ----------------------------------------------------------------------------------------
 
 def _readable(things, kind):
     return [t for t in things if t.kind == kind]
@@ -161,7 +161,7 @@ def other_style_caption(things, rng) -> Question:
     return Question("", "seen : " + _listed([f"{t.name} in {t.color}" for t in things]))
 
 
-# ---- unseen tasks -----------------------------------------------------------------------------------------------------
+# ---- unseen tasks ---------------------------------------------------------------------------------------------------
 
 def most_common_color_of(things, rng) -> Question | None:
     """what color are most stars ? The color that more of them have than any other (IconQA, fill in the blank)."""
@@ -219,7 +219,7 @@ def lettered(things, rng) -> Question | None:
     return Question(asked.text, LETTERS[choices.index(asked.answer)], choices, context=fact(rng))
 
 
-# ---- text without pictures --------------------------------------------------------------------------------------------
+# ---- text without pictures ------------------------------------------------------------------------------------------
 
 def fact(rng) -> str:
     """the home of the star is the sky: one fact as a sentence."""

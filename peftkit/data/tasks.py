@@ -1,7 +1,7 @@
 """The tasks of the drawn world: eight that stand for the eight data sets of Zhou 2024, and two caption tasks.
 
 A task is three `datasets.Dataset` splits with the columns of real VQA and caption sets, a prompt format and a metric.
-Real data with the same columns can take the place of the drawn splits: `dataclasses.replace(task, train=..., test=...)`.
+Real data with the same columns can take their place: `dataclasses.replace(task, train=..., test=...)`.
 """
 import hashlib
 import io

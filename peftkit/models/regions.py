@@ -17,12 +17,15 @@ REGIONS = ("vision", "connector", "language", "head")
 class Architecture:
     """Where a model type keeps its regions.
 
-    connector is the module path of the connector, or None where it is spread over the text layers; blocks is the path
-    of the language model's list of layers. The patterns are tried in the order connector, head, vision, language.
-    The other fields name linear layers inside one block, by their path from the block.
+    connector is the module path of the connector, or None where it is spread over the text layers; vision and language
+    are those of the tower and the language model; blocks is that of the language model's list of layers. The patterns
+    are tried in the order connector, head, vision, language. The other fields name linear layers inside one block, by
+    their path from the block.
     """
 
     connector: str | None
+    vision: str
+    language: str
     blocks: str
     patterns: dict[str, str]
     query: str = "self_attn.q_proj"
@@ -49,7 +52,7 @@ class Architecture:
 
 def _standard(connector: str, vision: str, language: str) -> Architecture:
     dot = re.escape
-    return Architecture(connector, f"{language}.layers", {
+    return Architecture(connector, vision, language, f"{language}.layers", {
         "connector": dot(connector) + r"\b", "head": r"lm_head\b", "vision": dot(vision) + r"\b",
         "language": dot(language) + r"\b",
     })
@@ -60,7 +63,7 @@ ARCHITECTURES = {
     "idefics2": _standard("model.connector", "model.vision_model", "model.text_model"),
     "qwen2_vl": _standard("model.visual.merger", "model.visual", "model.language_model"),
     "paligemma": _standard("model.multi_modal_projector", "model.vision_tower", "model.language_model"),
-    "blip": Architecture(None, "text_decoder.bert.encoder.layer", {
+    "blip": Architecture(None, "vision_model", "text_decoder", "text_decoder.bert.encoder.layer", {
         "connector": r"text_(?:encoder|decoder\.bert)\.encoder\.layer\.\d+\.crossattention\b",
         "head": r"text_decoder\.cls\b", "vision": r"vision_model\b", "language": r"text_(?:encoder|decoder)\b",
     }, query="attention.self.query", key="attention.self.key", value="attention.self.value",

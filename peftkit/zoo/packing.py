@@ -54,7 +54,7 @@ def packed_loss(model, batch: Pack, image_features: Tensor | None = None) -> Ten
     if image_features is not None:
         slots = (batch.ids == model.config.image_token_id)[..., None]
         embeds = embeds.masked_scatter(slots, image_features.to(embeds.dtype))
-    language = model.get_submodule(architecture(model).blocks.removesuffix(".layers"))
+    language = model.get_submodule(architecture(model).language)
     hidden = language(inputs_embeds=embeds, attention_mask=batch.mask, position_ids=batch.positions,
                       use_cache=False).last_hidden_state
     learned = batch.labels != -100

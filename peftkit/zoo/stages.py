@@ -48,7 +48,7 @@ class Pretraining:
         width, stage = self.recipe.vision_width, self.recipe.vision
         sizes = [NAMES_IN_A_CELL, 1 + len(COLORS)] + [len(PLACES)] * (self.recipe.kind == "idefics2")
         heads = nn.ModuleList([nn.Linear(width, size) for size in sizes])
-        tower = self.model.get_submodule(architecture(self.model).patterns["vision"].removesuffix(r"\b").replace("\\", ""))
+        tower = self.model.get_submodule(architecture(self.model).vision)
 
         def losses() -> Iterator[Tensor]:
             while True:
@@ -63,7 +63,8 @@ class Pretraining:
                 total = 0.0
                 for features in self.tower_features(pictures, every_layer=True):
                     for head, target in zip(heads, (name, color, place)):
-                        total = total + F.cross_entropy(head(features).flatten(0, 1), torch.from_numpy(target).flatten())
+                        truth = torch.from_numpy(target).flatten()  # (N * 9,)
+                        total = total + F.cross_entropy(head(features).flatten(0, 1), truth)
                 yield total
 
         self._optimize("vision", stage, losses(), [*tower.parameters(), *heads.parameters()])
@@ -78,10 +79,11 @@ class Pretraining:
     def alignment_stage(self) -> None:
         """Captions of pictures; only the connector learns."""
         stage = self.recipe.alignment
-        if self.recipe.kind == "idefics2":  # the class starts all latents at one: equal latents would stay equal for long
+        if self.recipe.kind == "idefics2":  # the class starts all latents at one, and equal latents stay equal for long
             nn.init.normal_(self._connector().perceiver_resampler.latents.data,
                             generator=torch.Generator().manual_seed(self.recipe.seed))
-        self._optimize("alignment", stage, self._picture_losses(stage, caption_segments), self._connector().parameters())
+        losses = self._picture_losses(stage, caption_segments)
+        self._optimize("alignment", stage, losses, self._connector().parameters())
 
     def instruction_stage(self) -> None:
         """Seen tasks and captions of pictures, with some text; connector and language model learn."""
@@ -101,7 +103,7 @@ class Pretraining:
         return self.model.get_submodule(architecture(self.model).connector)
 
     def _language_parameters(self) -> list[nn.Parameter]:
-        language = self.model.get_submodule(architecture(self.model).blocks.removesuffix(".layers"))
+        language = self.model.get_submodule(architecture(self.model).language)
         return [*language.parameters(), *self.model.lm_head.parameters()]
 
     def tower_features(self, pictures: np.ndarray, every_layer: bool = False):

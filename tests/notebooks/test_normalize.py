@@ -14,7 +14,8 @@ def test_normalize_drops_what_differs_between_machines(tmp_path):
             new_output("stream", name="stderr", text="noise"),
             new_output("execute_result", data={"text/plain": "2"}, execution_count=5)]),
     ]
-    nbformat.write(new_notebook(cells=cells, metadata={"papermill": {"input_path": "/somewhere"}}), tmp_path / "in.ipynb")
+    notebook = new_notebook(cells=cells, metadata={"papermill": {"input_path": "/somewhere"}})
+    nbformat.write(notebook, tmp_path / "in.ipynb")
     normalize(tmp_path / "in.ipynb", tmp_path / "deep" / "out.ipynb")
     clean = nbformat.read(tmp_path / "deep" / "out.ipynb", as_version=4)
     assert [cell.id for cell in clean.cells] == ["cell-00", "cell-01", "cell-02"]

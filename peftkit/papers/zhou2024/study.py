@@ -42,9 +42,9 @@ def main_study(tier: str, store: RunStore | str | Path) -> list[Study]:
     """One study a base (bases may have different seeds). Raises PeftkitError for an unknown tier."""
     size = TIERS[choose("tier", tier, TIERS)]
     store = store if isinstance(store, RunStore) else RunStore(store)
+    settings = {"all": {"epochs": size.epochs, "connector_learning_rate": CONNECTOR_RATE}, **RATES}
     return [Study("zhou2024", bases=(base,), methods={"none": {}, **SIZES}, tasks=size.tasks, seeds=seeds, store=store,
-                  settings={"all": {"epochs": size.epochs, "connector_learning_rate": CONNECTOR_RATE}, **RATES}, train_size=size.train_size,
-                  test_size=size.test_size)
+                  settings=settings, train_size=size.train_size, test_size=size.test_size)
             for base, seeds in size.seeds.items()]
 
 
@@ -53,7 +53,8 @@ def main_records(tier: str, runs: str = "committed") -> list[Record]:
 
     runs: "committed" reads those that the repository ships (figures/runs, made by `peftkit figures --accept`); "live"
     trains what the store lacks (the folder that PEFTKIT_STORE names, else `runs` in the checkout). The smoke tier is
-    always live, in a store of its own unless PEFTKIT_STORE names one. Raises PeftkitError for unknown words and for records that are not there.
+    always live, in a store of its own unless PEFTKIT_STORE names one. Raises PeftkitError for unknown words and for
+    records that are not there.
     """
     choose("tier", tier, TIERS)
     choose("value of runs", runs, ("committed", "live"))
