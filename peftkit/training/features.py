@@ -46,7 +46,7 @@ def connect(model: nn.Module, features: Tensor) -> dict:
         tokens = connector(features, attention_mask=everything)
     else:
         tokens = connector(features)
-    return {"mm_encoder_outputs": {"image": BaseModelOutputWithPooling(pooler_output=list(tokens))}}
+    return {"mm_encoder_outputs": {"image": BaseModelOutputWithPooling(pooler_output=[tokens.flatten(0, 1)])}}
 
 
 def _unwrap(model: nn.Module) -> nn.Module:

@@ -73,6 +73,7 @@ def train(model: nn.Module, processor, data: datasets.Dataset | Encoded, config:
 
 def _run(accelerator, model, optimizer, loader, schedule, steps: int, config: TrainConfig) -> tuple[list[float], int]:
     losses, pending, samples = [], [], 0
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     bar = tqdm(total=steps, desc="training", unit="step", disable=not config.progress)
     while len(losses) < steps:
         for batch in loader:
@@ -83,7 +84,7 @@ def _run(accelerator, model, optimizer, loader, schedule, steps: int, config: Tr
                 _check_finite(pending[-1], len(losses), config)
                 accelerator.backward(loss)
                 if accelerator.sync_gradients:
-                    accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+                    accelerator.clip_grad_norm_(trainable, config.max_grad_norm)
                 optimizer.step()
                 schedule.step()
                 optimizer.zero_grad()
