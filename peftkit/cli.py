@@ -65,14 +65,15 @@ def _figures(options) -> int:
         for study in main_study(options.tier, store):
             print(f"{study.bases[0]}: {len(study.missing())} of {len(study.configs())} runs to do", flush=True)
             study.run(workers=options.workers)
-    for name in options.only:
-        parameters = {"tier": options.tier} | ({"runs": "live"} if name != "00_start_here" else {})
-        _execute(checkout, out, name, parameters)
+    if options.accept and options.tier != "smoke":
+        _accept(checkout, out, options.only, options.tier, main_study(options.tier, store))
+    else:
+        for name in options.only:
+            parameters = {"tier": options.tier} | ({"runs": "live"} if name != "00_start_here" else {})
+            _execute(checkout, out, name, parameters)
     if options.tier == "smoke":
         print("the smoke tier proves that everything runs; its figures are not compared")
         return 0
-    if options.accept:
-        _accept(checkout, out, options.only, options.tier, main_study(options.tier, store))
     table = compare(out / "figures", checkout / "figures")
     table = table[table["figure"].str.split("/").str[0].isin(options.only)]
     print(table.to_string(index=False))
@@ -90,11 +91,12 @@ def _execute(checkout: Path, out: Path, name: str, parameters: dict) -> None:
 def _accept(checkout: Path, out: Path, names: list[str], tier: str, studies) -> None:
     """Make a run the committed reference: its records, then its notebooks, reading those records, and their figures."""
     from .notebooks import normalize
+    from .papers.zhou2024.study import record_file
     from .studies.store import bundle
 
     for study in studies:
         records = [record for config in study.configs() if (record := study.store.get(config))]
-        bundle(checkout / "figures" / "runs" / f"{study.name}-{study.bases[0]}.parquet", records)
+        bundle(record_file(study.bases[0]), records)
     for name in names:
         _execute(checkout, out, name, {"tier": tier})
         normalize(out / "notebooks" / f"{name}.ipynb", checkout / "notebooks" / f"{name}.ipynb")

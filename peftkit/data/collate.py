@@ -2,7 +2,7 @@
 
 Everything that could go wrong with a row is found here, before training starts, and named by split and row.
 """
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import datasets
 import torch
@@ -33,7 +33,6 @@ class Encoded:
     question_ids: list[str]
     pad: int
     features: Tensor | None = None
-    notes: dict = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.prompts)

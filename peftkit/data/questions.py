@@ -193,6 +193,12 @@ def absent(things, rng) -> Question:
     return Question(f"what shape is {color} ?", UNANSWERABLE)
 
 
+def _three_choices(answer: str, names, rng) -> tuple[str, ...]:
+    """The answer and two other names, in random order."""
+    wrong = rng.permutation([name for name in names if name != answer])[:2].tolist()
+    return tuple(rng.permutation([answer, *wrong]).tolist())
+
+
 def which_is_true(things, rng) -> Question | None:
     """which is true of the star ? a red b blue c green: an attribute or a fact about it; the options say of which kind.
 
@@ -203,9 +209,7 @@ def which_is_true(things, rng) -> Question | None:
         return None
     values = _pick([COLORS, tuple(HOME_OF_SHAPE.values()), tuple(TASTE_OF_COLOR.values())], rng)
     answer = next(v for v in (thing.color, HOME_OF_SHAPE[thing.name], TASTE_OF_COLOR[thing.color]) if v in values)
-    wrong = rng.permutation([value for value in values if value != answer])[:2].tolist()
-    choices = tuple(rng.permutation([answer, *wrong]).tolist())
-    return Question(f"which is true of the {thing.name} ?", answer, choices, context=fact(rng))
+    return Question(f"which is true of the {thing.name} ?", answer, _three_choices(answer, values, rng), context=fact(rng))
 
 
 def lettered(things, rng) -> Question | None:
@@ -214,8 +218,7 @@ def lettered(things, rng) -> Question | None:
     if asked is None:
         return None
     names = COLORS if asked.answer in COLORS else SHAPES
-    wrong = rng.permutation([name for name in names if name != asked.answer])[:2].tolist()
-    choices = tuple(rng.permutation([asked.answer, *wrong]).tolist())
+    choices = _three_choices(asked.answer, names, rng)
     return Question(asked.text, LETTERS[choices.index(asked.answer)], choices, context=fact(rng))
 
 

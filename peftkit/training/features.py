@@ -38,15 +38,18 @@ def connect(model: nn.Module, features: Tensor) -> dict:
 
     features: (B, tokens, vision width). Gradients reach a trainable connector as if the tower had run.
     """
-    base = _unwrap(model)
+    tokens = image_tokens(_unwrap(model), features)
+    return {"mm_encoder_outputs": {"image": BaseModelOutputWithPooling(pooler_output=[tokens.flatten(0, 1)])}}
+
+
+def image_tokens(base: nn.Module, features: Tensor) -> Tensor:
+    """The connector's output (B, image tokens, width) on the tower's (B, patches, vision width)."""
     connector = base.get_submodule(architecture(base).connector)
     features = features.to(base.device, base.dtype)
     if base.config.model_type == "idefics2":
         everything = torch.ones(features.shape[:2], dtype=torch.bool, device=base.device)
-        tokens = connector(features, attention_mask=everything)
-    else:
-        tokens = connector(features)
-    return {"mm_encoder_outputs": {"image": BaseModelOutputWithPooling(pooler_output=[tokens.flatten(0, 1)])}}
+        return connector(features, attention_mask=everything)
+    return connector(features)
 
 
 def _unwrap(model: nn.Module) -> nn.Module:

@@ -29,8 +29,12 @@ def question_segment(task: str, things: list[Thing], rng: np.random.Generator) -
     question = q.ask(SPECS[task].askers, things, rng)
     if question is None:
         task, question = "dense_caption", q.dense_caption(things, rng)
+    return _segment(SPECS[task].prompt, question)
+
+
+def _segment(prompt: str, question: q.Question) -> Segment:
     row = {"question": question.text, "context": question.context, "choices": question.choices}
-    return Segment(prompt_text(SPECS[task].prompt, row) + " assistant", question.answer)
+    return Segment(prompt_text(prompt, row) + " assistant", question.answer)
 
 
 def caption_segments(things: list[Thing], rng: np.random.Generator) -> list[Segment]:
@@ -49,8 +53,7 @@ def text_segments(things: list[Thing], rng: np.random.Generator) -> list[Segment
     segments = seen_segments(things, rng)
     lettered = q.lettered(things, rng)
     if lettered is not None:
-        row = {"question": lettered.text, "context": lettered.context, "choices": lettered.choices}
-        segments.append(Segment(prompt_text(LETTERED, row) + " assistant", lettered.answer))
+        segments.append(_segment(LETTERED, lettered))
     return segments + [Segment("text", q.fact(rng)), Segment("text", sentence(rng))]
 
 

@@ -12,6 +12,7 @@ from transformers import get_cosine_schedule_with_warmup
 from ..data.scenes import EMPTY, NUMBER, SHAPE, WORD, degrade, sample_scenes
 from ..data.vocabulary import COLORS, DIGITS, PLACES, SHAPES, WORDS
 from ..models.regions import architecture
+from ..training.features import image_tokens
 from .mix import caption_segments, scene_in_words, seen_segments, segments_of, text_segments
 from .packing import Pack, pack, packed_loss
 from .recipes import Recipe, Stage
@@ -29,7 +30,7 @@ class Pretraining:
         self.log: dict[str, dict] = {}
         images = processor.image_processor
         self.mean, self.std = (torch.tensor(v).view(3, 1, 1) for v in (images.image_mean, images.image_std))
-        self.tokens = {word: number for word, number in processor.tokenizer.get_vocab().items()}
+        self.tokens = processor.tokenizer.get_vocab()
 
     def run(self) -> None:
         """All four stages in order."""
@@ -123,9 +124,7 @@ class Pretraining:
     def _image_tokens(self, pictures: np.ndarray) -> Tensor:
         with torch.no_grad():
             features = self.tower_features(pictures)
-        if self.recipe.kind == "llava":
-            return self._connector()(features)
-        return self._connector()(features, attention_mask=torch.ones(features.shape[:2], dtype=torch.bool))
+        return image_tokens(self.model, features)
 
     def _ids(self, text: str) -> list[int]:
         return [self.tokens[word] for word in text.split()]

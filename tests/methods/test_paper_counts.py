@@ -1,11 +1,11 @@
 """Zhou 2024's parameter counts, from a LLaVA-1.5-7B configuration built without weights."""
 import pytest
 import torch
-import transformers
 
 import peftkit
 from peftkit.methods import trainable_count
 from peftkit.methods.method import Dimensions, dimensions
+from peftkit.papers.zhou2024.shares import llava_7b
 
 SIZES = {  # the paper's sizes: rank 128, bottleneck 256, 20 virtual tokens
     "lora": {"rank": 128}, "adapter": {"bottleneck": 256, "placement": "mlp"}, "ia3": {}, "prefix": {"tokens": 20}}
@@ -15,18 +15,6 @@ CONNECTOR = 20_979_712
 # Table 15, trainable parameters in percent with the connector frozen and tuned
 SHARES_7B = {"lora": (4.332, 4.616), "adapter": (2.771, 3.060), "ia3": (0.009, 0.306), "prefix": (0.074, 0.371)}
 LLAMA_13B = Dimensions(width=5120, key_value=5120, mlp=13824, layers=40)
-
-
-def llava_7b() -> transformers.LlavaForConditionalGeneration:
-    """LLaVA-1.5-7B on the meta device; call it under `torch.device("meta")`."""
-    vision = transformers.CLIPVisionConfig(
-        hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, image_size=336,
-        patch_size=14, projection_dim=768)
-    text = transformers.LlamaConfig(
-        vocab_size=32064, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32,
-        tie_word_embeddings=False)
-    config = transformers.LlavaConfig(vision_config=vision, text_config=text, tie_word_embeddings=False)
-    return transformers.LlavaForConditionalGeneration(config)
 
 
 @pytest.fixture(scope="module", params=SIZES)

@@ -64,11 +64,16 @@ def main_records(tier: str, runs: str = "committed") -> list[Record]:
             return _train(main_study(tier, named or folder))
     if runs == "live":
         return _train(main_study(tier, named or _CHECKOUT / "runs"))
-    paths = [_CHECKOUT / "figures" / "runs" / f"zhou2024-{base}.parquet" for base in TIERS[tier].seeds]
+    paths = [record_file(base) for base in TIERS[tier].seeds]
     missing = [path.name for path in paths if not path.is_file()]
     if missing:
         raise PeftkitError(f"no committed records {', '.join(missing)}; `peftkit figures --accept` makes them")
     return [record for path in paths for record in read_bundle(path)]
+
+
+def record_file(base: str) -> Path:
+    """Where the repository keeps the committed records of the main study on `base`."""
+    return _CHECKOUT / "figures" / "runs" / f"zhou2024-{base}.parquet"
 
 
 def _train(studies: list[Study]) -> list[Record]:
