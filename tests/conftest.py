@@ -119,6 +119,19 @@ def blip():
     return SimpleNamespace(model=model, inputs=inputs)
 
 
+@pytest.fixture(scope="session")
+def t5():
+    """T5 1.1 of width 32 (gated, untied head, one more decoder layer than encoder layers): .model, .inputs."""
+    config = transformers.T5Config(
+        vocab_size=VOCABULARY, d_model=32, d_kv=6, d_ff=48, num_layers=2, num_decoder_layers=3, num_heads=4,
+        dropout_rate=0.0, feed_forward_proj="gated-gelu", tie_word_embeddings=False, decoder_start_token_id=0,
+        pad_token_id=0, eos_token_id=1)
+    model = _seeded(lambda: transformers.T5ForConditionalGeneration(config))
+    ids = _ids()
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "decoder_input_ids": _ids()[:, :4]}
+    return SimpleNamespace(model=model, inputs=inputs)
+
+
 # ---- the drawn world, read by other means than it was made -----------------------------------------------------------
 
 HUES = {"red": 0, "orange": 39, "yellow": 60, "green": 120, "blue": 240, "purple": 300}  # degrees, of the CSS colors

@@ -8,7 +8,7 @@ from peft import IA3Config
 
 from ..errors import choose
 from ..models.regions import architecture
-from .method import PLACEMENTS, Dimensions, Method
+from .method import PLACEMENTS, Method, dimensions
 
 
 @dataclass(frozen=True)
@@ -29,13 +29,11 @@ def _config(model, options: IA3Options) -> IA3Config:
     return IA3Config(target_modules=arch.targets(layers), feedforward_modules=feedforward)
 
 
-def _draw(name, tensor, generator) -> None:
-    """Nothing is random: the vectors start at one."""
+def _count(model, options: IA3Options) -> int:
+    d = dimensions(model)
+    attention, mlp = d.attentions * 2 * d.key_value, d.mlps * d.mlp
+    return {"attention": attention, "mlp": mlp, "both": attention + mlp}[options.placement]
 
 
-def _count(d: Dimensions, options: IA3Options) -> int:
-    attention, mlp = 2 * d.key_value, d.mlp
-    return d.layers * {"attention": attention, "mlp": mlp, "both": attention + mlp}[options.placement]
-
-
-METHOD = Method("ia3", IA3Options, _config, _draw, _count, "Liu et al. 2022; Zhou et al. 2024")
+METHOD = Method("ia3", IA3Options, _config, _count, merges=True, source="Liu et al. 2022; Zhou et al. 2024",
+                formula="layers × (2 × key-value width + MLP width)")

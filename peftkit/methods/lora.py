@@ -9,7 +9,7 @@ from peft import LoraConfig
 
 from ..errors import choose, require_count, require_positive, require_share
 from ..models.regions import architecture
-from .method import PLACEMENTS, Dimensions, Method
+from .method import PLACEMENTS, Method, dimensions, require_fits
 
 
 @dataclass(frozen=True)
@@ -29,24 +29,29 @@ class LoraOptions:
             require_positive(alpha=self.alpha)
 
 
-def _config(model, options: LoraOptions) -> LoraConfig:
-    arch = architecture(model)
+def lora_config(model, options: LoraOptions, **more) -> LoraConfig:
+    """peft's configuration; more: fields of a variant of LoRA."""
+    arch, d = architecture(model), dimensions(model)
+    require_fits(d.width if options.placement == "mlp" else min(d.width, d.key_value), rank=options.rank)
     layers = {"attention": arch.attention, "mlp": arch.mlp, "both": arch.attention + arch.mlp}[options.placement]
     return LoraConfig(r=options.rank, lora_alpha=options.alpha or 2 * options.rank, lora_dropout=options.dropout,
-                      target_modules=arch.targets(layers))
+                      target_modules=arch.targets(layers), **more)
 
 
-def _draw(name, tensor, generator) -> None:
-    if "lora_A" in name:  # peft's own distribution: Kaiming uniform with a = sqrt(5)
+def draw_lora(name, tensor, generator, options) -> None:
+    """peft's own distribution for A: Kaiming uniform with a = sqrt(5); B stays at zero."""
+    if "lora_A" in name:
         bound = 1 / sqrt(tensor.shape[1])
         tensor.uniform_(-bound, bound, generator=generator)
 
 
-def _count(d: Dimensions, options: LoraOptions) -> int:
-    attention = 2 * (d.width + d.width) + 2 * (d.width + d.key_value)  # query and output; key and value
-    mlp = (d.mlp_in + 1) * (d.width + d.mlp)
-    sides = {"attention": attention, "mlp": mlp, "both": attention + mlp}[options.placement]
-    return d.layers * options.rank * sides
+def count_lora(model, options: LoraOptions) -> int:
+    """rank × (in + out), summed over the adapted layers."""
+    d = dimensions(model)
+    attention = d.attentions * 2 * ((d.width + d.query) + (d.width + d.key_value))  # query, output; key, value
+    mlp = d.mlps * (d.mlp_in + 1) * (d.width + d.mlp)
+    return options.rank * {"attention": attention, "mlp": mlp, "both": attention + mlp}[options.placement]
 
 
-METHOD = Method("lora", LoraOptions, _config, _draw, _count, "Hu et al. 2021; Zhou et al. 2024")
+METHOD = Method("lora", LoraOptions, lora_config, count_lora, draw=draw_lora, merges=True,
+                source="Hu et al. 2021; Zhou et al. 2024", formula="rank × Σ (in + out) over adapted layers")

@@ -8,14 +8,15 @@ from peft.tuners.tuners_utils import BaseTuner
 from peft.utils.peft_types import PeftType, register_peft_method
 
 
-def register(name: str, config_class: type[PeftConfig], tuner_class: type[BaseTuner]) -> None:
-    """Register a tuner under a lower-case name; a second call with the same classes changes nothing.
+def register(config_class: type[PeftConfig], tuner_class: type[BaseTuner]) -> None:
+    """Register a tuner under its configuration's TYPE; a second call with the same classes changes nothing.
 
     Reloading a tuner's module puts its new classes in the old ones' place. Raises RuntimeError if peft already has
     another method of that name, or an enum that cannot be extended.
     """
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 
+    name = config_class.TYPE
     known = PEFT_TYPE_TO_CONFIG_MAPPING.get(name.upper())
     if known is not None and known.__module__ == config_class.__module__:
         PEFT_TYPE_TO_CONFIG_MAPPING[PeftType[name.upper()]] = config_class

@@ -15,7 +15,8 @@ from transformers import get_scheduler, set_seed
 
 from ..data.collate import IGNORE, Encoded, encode
 from ..errors import PeftkitError
-from ..methods import trainable_map
+from ..methods import leading_tokens, rule_of, trainable_map
+from ..methods.connector import is_connector_copy
 from ..models.regions import architecture, region_of
 from .batches import LengthBuckets
 from .config import TrainConfig
@@ -73,6 +74,7 @@ def train(model: nn.Module, processor, data: datasets.Dataset | Encoded, config:
 
 def _run(accelerator, model, optimizer, loader, schedule, steps: int, config: TrainConfig) -> tuple[list[float], int]:
     losses, pending, samples = [], [], 0
+    rule = rule_of(model, config.seed)  # of SPIDER and its rivals
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     bar = tqdm(total=steps, desc="training", unit="step", disable=not config.progress)
     while len(losses) < steps:
@@ -84,8 +86,12 @@ def _run(accelerator, model, optimizer, loader, schedule, steps: int, config: Tr
                 _check_finite(pending[-1], len(losses), config)
                 accelerator.backward(loss)
                 if accelerator.sync_gradients:
+                    if rule:
+                        rule.after_backward()
                     accelerator.clip_grad_norm_(trainable, config.max_grad_norm)
                 optimizer.step()
+                if rule and accelerator.sync_gradients:
+                    rule.after_step()
                 schedule.step()
                 optimizer.zero_grad()
             samples += len(batch["input_ids"])
@@ -111,18 +117,20 @@ def answer_loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     if "features" in inputs:
         inputs.update(connect(model, inputs.pop("features")))
     kept = (labels != IGNORE).any(dim=0).nonzero().squeeze(1)  # positions in 0..L-1
-    logits = model(**inputs, logits_to_keep=kept, use_cache=False).logits  # (B, kept, vocabulary)
+    logits = model(**inputs, logits_to_keep=kept + leading_tokens(model), use_cache=False).logits  # (B, kept, vocabulary)
     return F.cross_entropy(logits.flatten(0, 1).float(), labels[:, kept].flatten(), ignore_index=IGNORE)
 
 
 def optimizer_groups(model: nn.Module, config: TrainConfig) -> list[dict]:
-    """Two parameter groups: the method at learning_rate, the connector at its own. Raises if nothing is trainable."""
+    """Two parameter groups: the method at learning_rate, the connector's own weights at theirs. Raises if nothing is
+    trainable."""
     arch = architecture(model)
     trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     if not trainable:
         raise PeftkitError("the model has no trainable parameters; inject a method first")
-    connector = [p for name, p in trainable if region_of(arch, name) == "connector"]
-    method = [p for name, p in trainable if region_of(arch, name) != "connector"]
+    copied = {name for name, _ in trainable if is_connector_copy(name, region_of(arch, name))}
+    connector = [p for name, p in trainable if name in copied]
+    method = [p for name, p in trainable if name not in copied]
     groups = [{"params": method, "lr": config.learning_rate}, {"params": connector, "lr": config.connector_rate}]
     return [group for group in groups if group["params"]]
 

@@ -1,0 +1,25 @@
+"""A tuned connector: peft's trained copy of it (`modules_to_save`), kept in float32 on a base of lower precision.
+
+A bfloat16 copy would not move at the connector's small learning rate: an update of 2e-5 is less than half a step of
+bfloat16 at the size of its weights.
+"""
+import torch
+from peft.utils.other import ModulesToSaveWrapper
+from torch import nn
+
+
+def raise_precision(model: nn.Module, base_dtype: torch.dtype) -> None:
+    """Make every trained module copy float32; on another base it casts its input up and its output back."""
+    for module in model.modules():
+        if isinstance(module, ModulesToSaveWrapper):
+            for copy in module.modules_to_save.values():
+                copy.float()
+                if base_dtype != torch.float32:
+                    copy.register_forward_pre_hook(lambda _, args: tuple(
+                        a.float() if torch.is_tensor(a) and a.is_floating_point() else a for a in args))
+                    copy.register_forward_hook(lambda _, args, output: output.to(base_dtype))
+
+
+def is_connector_copy(name: str, region: str | None) -> bool:
+    """Whether a trainable parameter is one of the connector's own weights, not one that a method added there."""
+    return region == "connector" and ("modules_to_save" in name or "selective_weights" in name)

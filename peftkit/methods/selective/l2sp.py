@@ -1,0 +1,47 @@
+"""L2-SP: a penalty strength / 2 * |W - W0|^2, summed over entries, pulls the weights to their start (Li et al. 2018)."""
+from dataclasses import dataclass
+
+import torch
+
+from ...errors import require_count, require_positive
+from ..method import Method
+from .parts import count_selected, language_part
+from .rule import RULES, Rule
+from .tuner import SelectiveConfig
+
+
+class L2SP(Rule):
+    """Adds the penalty's gradient, strength (W - W0), to the loss's."""
+
+    strength: float = 0.01
+
+    @torch.no_grad()
+    def after_backward(self) -> None:
+        for tensor in self.tensors:
+            if tensor.weight.grad is not None:
+                tensor.weight.grad.add_(tensor.weight - tensor.start(), alpha=self.strength)
+
+
+RULES["l2-sp"] = L2SP
+
+
+@dataclass(frozen=True)
+class L2SPOptions:
+    """layers: the last so many blocks of the language model; strength: of the penalty."""
+
+    layers: int | None = 2
+    strength: float = 0.01
+
+    def __post_init__(self):
+        require_positive(strength=self.strength)
+        if self.layers is not None:
+            require_count(layers=self.layers)
+
+
+def _config(model, options: L2SPOptions) -> SelectiveConfig:
+    return SelectiveConfig(sites={"weights": language_part(model, options.layers)}, rule="l2-sp",
+                           rule_options={"strength": options.strength})
+
+
+METHOD = Method("l2-sp", L2SPOptions, _config, lambda model, options: count_selected(model, _config(model, options)),
+                merges=True, source="Li et al. 2018; Huang et al. 2024", formula="all of the last blocks")

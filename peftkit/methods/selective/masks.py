@@ -1,0 +1,95 @@
+"""SPIDER's rivals with a mask: half of each tensor, chosen at random, by small weights, or by large gradients.
+
+Huang 2024's ablation (facts, section 4). What is not chosen is put back to its pre-trained value after every step.
+"""
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...errors import PeftkitError, require_count, require_share
+from ..method import Method
+from ..seeding import seed_for
+from .parts import count_selected, language_part
+from .rule import RULES, MaskRule
+from .tuner import SelectiveConfig, Tuned
+
+
+class FixedMask(MaskRule):
+    """A mask that is chosen once."""
+
+    share: float = 0.5
+
+    def __init__(self, model, seed: int = 42, **options):
+        super().__init__(model, seed, **options)
+        self.masks = {t.name: self.choose(t) for t in self.tensors}
+
+    def choose(self, tensor: Tuned) -> Tensor:
+        """Which entries train, bool."""
+        raise NotImplementedError
+
+    def mask(self, tensor: Tuned, accumulated: None) -> Tensor:
+        return self.masks[tensor.name]
+
+
+class RandomMask(FixedMask):
+    """Each entry trains with probability `share`."""
+
+    def choose(self, tensor: Tuned) -> Tensor:
+        drawn = torch.rand(tensor.weight.shape, generator=seed_for(self.seed, tensor.name))
+        return (drawn < self.share).to(tensor.weight.device)
+
+
+class MagnitudeMask(FixedMask):
+    """The `share` of entries with the smallest pre-trained values train."""
+
+    def choose(self, tensor: Tuned) -> Tensor:
+        return ~largest(tensor.start(), 1 - self.share)
+
+
+class GradientMask(MaskRule):
+    """The `share` of entries with the largest accumulated gradient train, chosen anew after every step."""
+
+    accumulates = True
+    share: float = 0.5
+
+    def mask(self, tensor: Tuned, accumulated: Tensor) -> Tensor:
+        return largest(accumulated, self.share)
+
+
+def largest(values: Tensor, share: float) -> Tensor:
+    """True for the share of entries with the largest absolute values (rounded); bool, of the same shape."""
+    count = round(share * values.numel())
+    chosen = torch.zeros(values.numel(), dtype=torch.bool, device=values.device)
+    chosen[values.abs().flatten().topk(count).indices] = True
+    return chosen.view(values.shape)
+
+
+@dataclass(frozen=True)
+class MaskOptions:
+    """layers: the last so many blocks of the language model; share: of each tensor's entries that train."""
+
+    layers: int | None = 2
+    share: float = 0.5
+
+    def __post_init__(self):
+        require_share(share=self.share)
+        if self.share == 0:
+            raise PeftkitError("share is 0; accepted: above 0 up to, not including, 1")
+        if self.layers is not None:
+            require_count(layers=self.layers)
+
+
+def _method(name: str, rule: type[MaskRule]) -> Method:
+    RULES[name] = rule
+
+    def config(model, options: MaskOptions) -> SelectiveConfig:
+        return SelectiveConfig(sites={"weights": language_part(model, options.layers)}, rule=name,
+                               rule_options={"share": options.share}, sparse=True)
+
+    return Method(name, MaskOptions, config, lambda model, options: count_selected(model, config(model, options)),
+                  merges=True, source="Huang et al. 2024", formula="all of the last blocks; the share ends changed")
+
+
+METHODS = tuple(_method(name, rule) for name, rule in
+                (("random-mask", RandomMask), ("magnitude-mask", MagnitudeMask), ("gradient-mask", GradientMask)))

@@ -1,0 +1,79 @@
+"""SPIDER: keep a weight at its pre-trained value unless tuning finds it more important than pre-training did.
+
+Huang 2024, Eq. 2c, 4, 6, 8, as their released code computes them (facts 1.1), a tensor W at a time:
+
+    R(X) = sigmoid((|X| - mean |X|) / std |X|)       importance of each entry, std unbiased
+    I = R(W0);   A_t = A_{t-1} + g_t;   G = R(A_t)
+    r = G / (I + G) where I < G, else 0;   M = min(1, r / mean of the nonzero r)
+    W_t <- W0 (1 - M) + W_t M                         after every optimizer step
+
+g_t is the whole step's gradient before clipping. mask="binary" takes M = 1 where I < G, the paper's ablation. Copies of
+the trained weights besides the optimizer's: W0 and A. I is computed anew, which is cheaper than keeping it.
+"""
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...errors import choose, require_count
+from ..method import Method
+from .parts import count_selected, language_part
+from .rule import RULES, MaskRule
+from .tuner import SelectiveConfig, Tuned
+
+MASKS = ("weighted", "binary")
+
+
+def importance(values: Tensor) -> Tensor:
+    """R: the normalized rank of each entry, in (0, 1); zeros for a tensor of zeros, a half where all |X| are equal."""
+    size = values.abs()
+    if not size.any():
+        return torch.zeros_like(size)
+    spread = size.std() if size.numel() > 1 else size.new_zeros(())
+    return torch.sigmoid((size - size.mean()) / spread if spread > 0 else torch.zeros_like(size))
+
+
+def selection_mask(start: Tensor, accumulated: Tensor, weighted: bool = True) -> Tensor:
+    """M, in [0, 1], from W0 and A; zeros where nothing is selected."""
+    before, now = importance(start), importance(accumulated)
+    selected = before < now
+    if not weighted:
+        return selected.to(start.dtype)
+    ratio = torch.where(selected, now / (before + now), 0.0)
+    return (ratio / ratio[selected].mean()).clamp(max=1.0) if selected.any() else ratio
+
+
+class Spider(MaskRule):
+    """SPIDER as an update rule."""
+
+    accumulates = True
+    kind: str = "weighted"
+
+    def mask(self, tensor: Tuned, accumulated: Tensor) -> Tensor:
+        return selection_mask(tensor.start(), accumulated, self.kind == "weighted")
+
+
+RULES["spider"] = Spider
+
+
+@dataclass(frozen=True)
+class SpiderOptions:
+    """layers: the last so many blocks of the language model (the paper: 2, and the connector); mask: "weighted" or
+    "binary"."""
+
+    layers: int | None = 2
+    mask: str = "weighted"
+
+    def __post_init__(self):
+        choose("mask", self.mask, MASKS)
+        if self.layers is not None:
+            require_count(layers=self.layers)
+
+
+def _config(model, options: SpiderOptions) -> SelectiveConfig:
+    return SelectiveConfig(sites={"weights": language_part(model, options.layers)}, rule="spider",
+                           rule_options={"kind": options.mask}, sparse=True)
+
+
+METHOD = Method("spider", SpiderOptions, _config, lambda model, options: count_selected(model, _config(model, options)),
+                merges=True, source="Huang et al. 2024", formula="all of the last blocks; about half end changed")
