@@ -47,7 +47,7 @@ def inject(model: nn.Module, method: str, *, connector: str = "frozen", seed: in
                            f"accepted: {', '.join(accepted)}")
     config = chosen.peft_config(model, given)
     if connector == "tuned":
-        _tune_connector(config, arch, kind)
+        _tune_connector(config, chosen, arch, kind)
     _check_targets(model, config)
     base_dtype = model.dtype
     with warnings.catch_warnings():
@@ -73,7 +73,10 @@ def trainable_count(model_or_size: nn.Module | Dimensions, method: str, **option
     return METHODS[choose("method", method, METHODS)].count(model_or_size, method_options(method, options))
 
 
-def _tune_connector(config: PeftConfig, arch: Architecture, kind: str) -> None:
+def _tune_connector(config: PeftConfig, method: Method, arch: Architecture, kind: str) -> None:
+    if method.refuses_connector:
+        raise PeftkitError(f"{method.name} cannot be combined with connector='tuned': {method.refuses_connector}; "
+                           "accepted: 'frozen'")
     if isinstance(config, SelectiveConfig) and "connector" in arch.patterns:
         config.sites["weights"] = "|".join(
             f"(?:{pattern})" for pattern in (config.sites.get("weights"), arch.region("connector")) if pattern)

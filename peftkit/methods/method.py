@@ -54,7 +54,8 @@ class Method:
     may be `Dimensions` where the formula needs no more. draw(name, tensor, generator, options) overwrites a new
     parameter in place with its initial values, or leaves it. regions: where its parameters lie. intrusive: whether it changes what
     happens inside the language model's blocks. merges: whether it folds into the base's weights. formula: count, in
-    words. refuses: model types on which it cannot work, with the reason.
+    words. refuses: model types on which it cannot work, with the reason;
+    refuses_connector: why it cannot train along a tuned connector, if so.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Method:
     intrusive: bool = True
     merges: bool = False
     refuses: Mapping[str, str] = field(default_factory=dict)
+    refuses_connector: str = ""
 
 
 def require_fits(limit: int, **values: int) -> None:

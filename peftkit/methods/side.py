@@ -5,8 +5,8 @@
 
 h_0 ... h_L are the hidden states that enter and leave the base's blocks, normalized over their width; the side network
 is `bottleneck` wide. Its blocks are MLPs, not pruned transformer blocks: the hidden states have been mixed over tokens
-already, and so the ladder needs no cache. The base runs without a graph, which is what saves memory. A tuned connector
-gets its gradient through h_0, that is through the side network alone.
+already, and so the ladder needs no cache. The base runs without a graph, which is what saves memory, and why a connector
+in front of it cannot be trained along.
 """
 from dataclasses import dataclass
 from typing import ClassVar
@@ -47,7 +47,7 @@ class Ladder(nn.Module):
         self.up = nn.Linear(bottleneck, width, bias=False)
         nn.init.zeros_(self.up.weight)
 
-    def forward(self, hidden: list[Tensor]) -> Tensor:
+    def forward(self, hidden: tuple[Tensor, ...]) -> Tensor:
         """hidden: layers + 1 tensors (batch, length, width). Returns U s_L of that shape."""
         rungs = [down(F.layer_norm(h.to(down.weight.dtype), h.shape[-1:])) for down, h in zip(self.down, hidden)]
         side, *rungs = rungs  # (batch, length, bottleneck) each
@@ -72,11 +72,7 @@ class SideLayer(SiteLayer):
         wanted = kwargs.get("output_hidden_states")
         with torch.no_grad():
             output = self.base_layer(*args, **kwargs | {"output_hidden_states": True, "return_dict": True})
-        entered = kwargs.get("inputs_embeds")  # with its graph: the way to a tuned connector
-        hidden = list(output.hidden_states)
-        if entered is not None:
-            hidden[0] = entered
-        change = sum(self.ladder_side[name](hidden) for name in self.active)
+        change = sum(self.ladder_side[name](output.hidden_states) for name in self.active)
         output.last_hidden_state = output.last_hidden_state + change.to(output.last_hidden_state.dtype)
         if not wanted:
             output.hidden_states = None
@@ -127,4 +123,5 @@ def _count(model, options: SideOptions) -> int:
 
 
 METHOD = Method("side", SideOptions, _config, _count, draw=_draw, intrusive=False, source="Sung et al. 2022",
+                refuses_connector="gradients never enter its base, and the connector's would have to pass through it",
                 formula="(layers + 2) × width × bottleneck + layers × (2 × bottleneck² + 1)")
