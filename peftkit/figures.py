@@ -29,6 +29,7 @@ METHOD_STYLE = {  # colors of Okabe and Ito (2008); the marker says the same to 
     "adapter": {"color": "#D55E00", "marker": "s"},
     "ia3": {"color": "#009E73", "marker": "^"},
     "prefix": {"color": "#CC79A7", "marker": "D"},
+    "prefix-peft": {"color": "#CC79A7", "marker": "D"},
     "none": {"color": "#000000", "marker": "X"},
 }
 

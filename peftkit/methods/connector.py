@@ -7,6 +7,20 @@ import torch
 from peft.utils.other import ModulesToSaveWrapper
 from torch import nn
 
+from ..models.regions import architecture
+
+
+def connector_modules(model: nn.Module) -> list[str]:
+    """What peft's `modules_to_save` gets: the connector's layers if they hold all its parameters, else all of it.
+
+    A list of layers can be merged by every tuner; peft's IA3 cannot merge beside a module that contains others.
+    """
+    path = architecture(model).connector
+    modules = dict(model.get_submodule(path).named_modules(prefix=path.removeprefix("model.")))
+    holders = {name: module for name, module in modules.items() if next(module.parameters(recurse=False), None) is not None}
+    inner = any(next(module.children(), None) is not None for module in holders.values())
+    return [path.removeprefix("model.")] if inner else list(holders)
+
 
 def raise_precision(model: nn.Module, base_dtype: torch.dtype) -> None:
     """Make every trained module copy float32; on another base it casts its input up and its output back."""

@@ -9,9 +9,9 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
 from ..errors import PeftkitError, choose
-from ..models.regions import ARCHITECTURES, Architecture, architecture, region_of
+from ..models.regions import ARCHITECTURES, architecture, region_of
 from . import adalink, adapter, dora, ia3, lora, multiway, prefix, prefix_peft, prompt, side
-from .connector import raise_precision
+from .connector import connector_modules, raise_precision
 from .method import Dimensions, Method
 from .seeding import seed_for
 from .selective import half, l2sp, masks, parts, spider
@@ -47,7 +47,7 @@ def inject(model: nn.Module, method: str, *, connector: str = "frozen", seed: in
                            f"accepted: {', '.join(accepted)}")
     config = chosen.peft_config(model, given)
     if connector == "tuned":
-        _tune_connector(config, chosen, arch, kind)
+        _tune_connector(config, chosen, model)
     _check_targets(model, config)
     base_dtype = model.dtype
     with warnings.catch_warnings():
@@ -73,7 +73,8 @@ def trainable_count(model_or_size: nn.Module | Dimensions, method: str, **option
     return METHODS[choose("method", method, METHODS)].count(model_or_size, method_options(method, options))
 
 
-def _tune_connector(config: PeftConfig, method: Method, arch: Architecture, kind: str) -> None:
+def _tune_connector(config: PeftConfig, method: Method, model: nn.Module) -> None:
+    arch, kind = architecture(model), model.config.model_type
     if method.refuses_connector:
         raise PeftkitError(f"{method.name} cannot be combined with connector='tuned': {method.refuses_connector}; "
                            "accepted: 'frozen'")
@@ -84,7 +85,7 @@ def _tune_connector(config: PeftConfig, method: Method, arch: Architecture, kind
     if arch.connector is None:
         raise PeftkitError(f"connector='tuned' is not possible for {kind} models: {NO_CONNECTOR[kind]}; "
                            "accepted: 'frozen'")
-    config.modules_to_save = [arch.connector.removeprefix("model.")]
+    config.modules_to_save = connector_modules(model)
 
 
 def _check_targets(model: nn.Module, config: PeftConfig) -> None:

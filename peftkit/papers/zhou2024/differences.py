@@ -11,8 +11,8 @@ from ...errors import PeftkitError
 from ...stats import holm, mean_interval, p_value
 from .tables import COUNTERPARTS, paper_table, seed_table
 
-METHODS = ("lora", "adapter", "ia3", "prefix")
-NAMES = {"lora": "LoRA", "adapter": "Adapter", "ia3": "IA3", "prefix": "Prefix"}
+METHODS = ("lora", "adapter", "ia3", "prefix-peft")
+NAMES = {"lora": "LoRA", "adapter": "Adapter", "ia3": "IA3", "prefix-peft": "Prefix"}
 RESAMPLERS = ("tiny-idefics2",)  # bases in the place of Qwen-VL-Chat
 TIE = 0.01  # the paper has one seed: a printed difference of means below one point counts as a tie (facts section 5.1)
 
@@ -28,9 +28,9 @@ def effects(scores: pd.DataFrame) -> dict[tuple[str, str], pd.Series]:
     frozen = {method: unseen[method, "frozen"] for method in METHODS}
     return {
         **{("B1", f"{NAMES[method]}: U tuned − frozen"): gain[method] for method in METHODS},
-        ("B3", "gain of IA3 − other methods"): gain["ia3"] - (gain["lora"] + gain["adapter"] + gain["prefix"]) / 3,
+        ("B3", "gain of IA3 − other methods"): gain["ia3"] - (gain["lora"] + gain["adapter"] + gain["prefix-peft"]) / 3,
         ("C3", "U frozen: LoRA, Adapter − IA3, Prefix"):
-            (frozen["lora"] + frozen["adapter"] - frozen["ia3"] - frozen["prefix"]) / 2,
+            (frozen["lora"] + frozen["adapter"] - frozen["ia3"] - frozen["prefix-peft"]) / 2,
         ("B4", "S frozen − tuned, all methods"): sum(kept) / len(kept),
     }
 

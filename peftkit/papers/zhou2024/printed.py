@@ -6,15 +6,17 @@ import pandas as pd
 from ...errors import choose
 
 _TABLES = Path(__file__).parent / "tables"
+METHODS = {"prefix": "prefix-peft"}  # the paper's name -> ours: it used peft's own prefix tuning
 
 
 def printed_table(name: str) -> pd.DataFrame:
-    """A printed table in long form, exactly as printed: "table01_main", "table15_efficiency", ...
+    """A printed table in long form, as printed ("table01_main", "table15_efficiency", ...), methods by our names.
 
     Suspected misprints are kept and said so in the column `note`. Raises PeftkitError for an unknown name.
     """
     names = sorted(path.stem for path in _TABLES.glob("*.csv"))
-    return pd.read_csv(_TABLES / f"{choose('table of zhou2024', name, names)}.csv")
+    table = pd.read_csv(_TABLES / f"{choose('table of zhou2024', name, names)}.csv")
+    return table.replace({"method": METHODS}) if "method" in table else table
 
 
 def unseen_and_seen(scores: pd.DataFrame, unseen: tuple[str, ...], seen: tuple[str, ...]) -> pd.DataFrame:

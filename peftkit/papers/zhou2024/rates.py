@@ -17,7 +17,7 @@ from ...training.features import cache_features
 from .study import CONNECTOR_RATE, SIZES
 
 GRID = {"lora": (2e-3, 5e-3, 1e-2, 2e-2), "adapter": (2e-3, 5e-3, 1e-2, 2e-2), "ia3": (1e-2, 2e-2, 5e-2, 1e-1),
-        "prefix": (1e-2, 2e-2, 5e-2, 1e-1)}
+        "prefix-peft": (1e-2, 2e-2, 5e-2, 1e-1)}
 TASKS = ("scienceqa", "iconqa_blank")
 SEED = 7  # not among the study's seeds
 FOUND = Path(__file__).with_suffix(".csv")

@@ -5,7 +5,7 @@ import transformers
 
 from ...methods import inject, trainable_count, trainable_map
 
-PAPER_SIZES = {"lora": {"rank": 128}, "adapter": {"bottleneck": 256}, "ia3": {}, "prefix": {"tokens": 20}}
+PAPER_SIZES = {"lora": {"rank": 128}, "adapter": {"bottleneck": 256}, "ia3": {}, "prefix-peft": {"tokens": 20}}
 
 
 def llava_7b() -> transformers.LlavaForConditionalGeneration:

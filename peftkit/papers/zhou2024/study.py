@@ -11,10 +11,10 @@ UNSEEN = ("scienceqa", "vizwiz", "iconqa_txt", "iconqa_blank", "flickr30k")
 SEEN = ("okvqa", "ocrvqa", "vqav2")
 # Sizes keep the paper's ratio to the width of the language model (rank 128 and bottleneck 256 at width 4,096); the
 # number of virtual tokens is the paper's own.
-SIZES = {"lora": {"rank": 4}, "adapter": {"bottleneck": 8}, "ia3": {}, "prefix": {"tokens": 20}}
+SIZES = {"lora": {"rank": 4}, "adapter": {"bottleneck": 8}, "ia3": {}, "prefix-peft": {"tokens": 20}}
 # Peak learning rates: each method's best of four on validation splits (rates.csv, made by rates.py).
 RATES = {"lora": {"learning_rate": 1e-2}, "adapter": {"learning_rate": 1e-2}, "ia3": {"learning_rate": 1e-1},
-         "prefix": {"learning_rate": 1e-1}}
+         "prefix-peft": {"learning_rate": 1e-1}}
 CONNECTOR_RATE = 5e-4  # the same for every method, as in the paper
 
 _CHECKOUT = Path(__file__).resolve().parents[3]

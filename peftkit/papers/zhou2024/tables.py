@@ -61,7 +61,7 @@ def main_table(frame: pd.DataFrame) -> pd.DataFrame:
 def beside(table: pd.DataFrame, base: str) -> pd.DataFrame:
     """One base's table with the paper's row below each of ours, in points (0 to 100) as the paper prints them."""
     pair = table.loc[[base, COUNTERPARTS[base]]].reset_index()
-    pair["method"] = pd.Categorical(pair["method"], [UNTRAINED, "lora", "adapter", "ia3", "prefix"])
+    pair["method"] = pd.Categorical(pair["method"], [UNTRAINED, "lora", "adapter", "ia3", "prefix-peft"])
     pair = pair.sort_values(["method", "connector"], kind="stable").set_index(["method", "connector", "source"])
     return (100 * pair).round(1)
 
