@@ -48,6 +48,13 @@ def _parser() -> argparse.ArgumentParser:
     trainer.add_argument("--base", default="tiny-llava-s")
     trainer.add_argument("--repeats", type=int, default=5)
     trainer.set_defaults(run=_bench_trainer)
+    methods = bench.add_parser("methods", help="seconds a step and memory of every method, relative to LoRA")
+    methods.add_argument("--base", default="tiny-llava-s")
+    methods.add_argument("--repeats", type=int, default=5)
+    methods.add_argument("--only", nargs="+", default=None, metavar="METHOD", help="default: all of them")
+    methods.set_defaults(run=_bench_methods)
+
+    commands.add_parser("methods", help="all methods, side by side").set_defaults(run=_methods)
     return parser
 
 
@@ -135,6 +142,20 @@ def _bench_trainer(options) -> int:
     from .bench import bench_trainer
 
     print(bench_trainer(options.base, options.repeats).to_string(index=False))
+    return 0
+
+
+def _bench_methods(options) -> int:
+    from .bench import bench_methods
+
+    print(bench_methods(options.base, options.repeats, options.only).to_string())
+    return 0
+
+
+def _methods(options) -> int:
+    from .methods import table
+
+    print(table().to_string())
     return 0
 
 

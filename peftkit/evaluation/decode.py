@@ -1,6 +1,8 @@
 """Evaluate a model on a task: batched greedy decoding, then the task's metric."""
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import groupby
 
 import datasets
 import numpy as np
@@ -10,6 +12,7 @@ from tqdm import tqdm
 
 from ..data.collate import Encoded, encode
 from ..errors import choose
+from ..methods import leading_tokens
 from .metrics import METRICS, score
 
 
@@ -45,16 +48,27 @@ def evaluate(model: nn.Module, processor, data: datasets.Dataset | Encoded, *, m
 @torch.no_grad()
 def generate_answers(model: nn.Module, processor, encoded: Encoded, max_new_tokens: int, batch_size: int = 200,
                      progress: bool = True) -> list[str]:
-    """Greedy answers in the order of the rows; rows of similar length share a batch, padded on the left."""
+    """Greedy answers in the order of the rows; rows of similar length share a batch, padded on the left.
+
+    Prompt tuning cannot tell its prompt from pads that follow it, so with it only rows of equal length share a batch.
+    """
     model.eval()
     device = next(model.parameters()).device
-    order = sorted(range(len(encoded)), key=lambda row: len(encoded.prompts[row]))
+    lengths = [len(prompt) for prompt in encoded.prompts]
     answers: dict[int, str] = {}
-    for start in tqdm(range(0, len(order), batch_size), desc="answering", unit="batch", disable=not progress):
-        rows = order[start:start + batch_size]
+    batches = list(_batches(lengths, batch_size, same_length=leading_tokens(model) > 0))
+    for rows in tqdm(batches, desc="answering", unit="batch", disable=not progress):
         batch = {name: value.to(device) for name, value in encoded.prompt_batch(rows).items()}
         ids = model.generate(**batch, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1,
                              pad_token_id=encoded.pad)
         new = ids[:, batch["input_ids"].shape[1]:]
         answers.update(zip(rows, (a.strip() for a in processor.batch_decode(new, skip_special_tokens=True))))
     return [answers[row] for row in range(len(encoded))]
+
+
+def _batches(lengths: list[int], size: int, same_length: bool) -> Iterator[list[int]]:
+    """Row numbers by length, at most `size` together, of one length if asked."""
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    groups = [list(rows) for _, rows in groupby(order, lengths.__getitem__)] if same_length else [order]
+    for rows in groups:
+        yield from (rows[start:start + size] for start in range(0, len(rows), size))

@@ -23,6 +23,7 @@ from .tuner import SiteConfig, SiteLayer, SiteModel
 
 MODALITIES = ("text", "image", "both")
 INITS = ("zero", "random")
+BASE = "__base__"  # peft's name for a row without an adapter
 
 
 @dataclass
@@ -41,8 +42,32 @@ class AdaLinkConfig(SiteConfig):
     def __post_init__(self):
         super().__post_init__()
         require_count(rank=self.rank)
-        choose("activation", self.activation, (None, *ACTIVATIONS))
+        if self.activation is not None:
+            choose("activation", self.activation, ACTIVATIONS)
         choose("init", self.init, INITS)
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """A batch whose rows belong to several tasks. tasks: an adapter name a row, BASE for none; images: how many image
+    tokens each row has, None where that is unknown."""
+
+    tasks: list[str]
+    images: Tensor | None
+
+    def row_of(self, tokens: Tensor, role: str) -> Tensor:
+        """(..., ) for tokens (..., width): the row that each token belongs to.
+
+        Tokens come row by row, those of the text rows equally many each; beams repeat a row.
+        """
+        share = self.images if role == "image" else torch.ones(len(self.tasks), dtype=torch.long)
+        if share is None:
+            raise PeftkitError("a mixed batch with pictures needs input_ids to tell whose picture is whose")
+        count, total = tokens.shape[:-1].numel(), int(share.sum())
+        if not total or count % total:
+            raise PeftkitError(f"{count} {role} tokens cannot belong to {len(self.tasks)} rows that ask for {total}")
+        rows = torch.arange(len(self.tasks)).repeat_interleave(share.cpu() * (count // total))
+        return rows.view(tokens.shape[:-1]).to(tokens.device)
 
 
 class AdaLinkLayer(SiteLayer):
@@ -50,7 +75,7 @@ class AdaLinkLayer(SiteLayer):
 
     adapter_layer_names = ("adalink_down", "adalink_up")
     other_param_names = ("function",)
-    task_of_row: list[str] | None = None  # adapter names, one a row of the batch
+    mixture: Mixture | None = None  # of the forward pass that is going on
 
     def update_layer(self, name: str, config: AdaLinkConfig) -> None:
         width = self._width()
@@ -70,47 +95,45 @@ class AdaLinkLayer(SiteLayer):
 
     def forward(self, *args, **kwargs) -> Tensor:
         tokens = self.base_layer(*args, **kwargs)
-        if self.task_of_row is not None and not self._disable_adapters:
+        if self.mixture is not None:
             return tokens + self._mixed(tokens)
-        return tokens + sum(self.change(name, tokens) for name in self.active)
+        for name in self.active:
+            tokens = tokens + self.change(name, tokens)
+        return tokens
 
     def _mixed(self, tokens: Tensor) -> Tensor:
-        """The change of a batch whose rows belong to several tasks: the tasks' maps are stacked, each row picks its own.
-
-        tokens: (batch, length, width). Rows of "__base__" stay as they are.
-        """
-        if len(tokens) != len(self.task_of_row):
-            raise PeftkitError(f"a mixed batch needs one picture a row: {len(self.task_of_row)} adapter names for "
-                               f"{len(tokens)} rows of {tuple(tokens.shape)}")
-        names = [name for name in dict.fromkeys(self.task_of_row) if name in self.adalink_down]
-        maps = {name: k for k, name in enumerate(names)}
-        row = torch.tensor([maps.get(name, len(names)) for name in self.task_of_row], device=tokens.device)
-        ranks = [self.adalink_down[name].out_features for name in names]
-        if len(set(ranks)) > 1 or any(not isinstance(self.function[name], nn.Identity) for name in names):
-            raise PeftkitError("a mixed batch needs maps of one rank without a non-linearity; got ranks "
-                               + ", ".join(map(str, ranks)))
-        down, up = (torch.stack([part[name].weight for name in names] + [torch.zeros_like(part[names[0]].weight)])
-                    for part in (self.adalink_down, self.adalink_up))  # (tasks + 1, rank, width), (.., width, rank)
-        inner = torch.einsum("blw,brw->blr", tokens.to(down.dtype), down[row])
-        change = torch.einsum("blr,bwr->blw", inner, up[row])
+        """The change of a mixed batch: all tasks' maps stacked into one, each token keeps the part of its own task."""
+        names = sorted(set(self.mixture.tasks) & set(self.adalink_down))
+        if not names:
+            return torch.zeros_like(tokens)
+        downs, ups = ([part[name] for name in names] for part in (self.adalink_down, self.adalink_up))
+        functions = {str(self.function[name]): self.function[name] for name in names}
+        if len(functions) > 1:
+            raise PeftkitError(f"a mixed batch needs maps of one activation; got {', '.join(functions)}")
+        inner = F.linear(tokens.to(downs[0].weight.dtype), torch.cat([down.weight for down in downs]),
+                         torch.cat([_bias(down) for down in downs]))  # (..., sum of ranks)
+        task = torch.tensor([names.index(name) if name in names else len(names) for name in self.mixture.tasks])
+        own = torch.eye(len(names) + 1, len(names))[task].to(inner)  # (rows, tasks), zeros for the base
+        own = own[self.mixture.row_of(tokens, self.role)]  # (..., tasks)
+        ranks = torch.tensor([down.out_features for down in downs], device=own.device)
+        inner = self.function[names[0]](inner) * own.repeat_interleave(ranks, dim=-1)
+        change = F.linear(inner, torch.cat([up.weight for up in ups], dim=1)) + own @ torch.stack(list(map(_bias, ups)))
         return change.to(tokens.dtype)
 
     def merged_weights(self, name: str) -> dict[str, Tensor]:
+        down, up, base = self.adalink_down[name], self.adalink_up[name], self.base_layer
         if not isinstance(self.function[name], nn.Identity):
             raise ValueError("AdaLink with a non-linearity cannot be merged")
-        if not isinstance(self.base_layer, (nn.Embedding, nn.Linear)):
-            raise ValueError(f"AdaLink on a {type(self.base_layer).__name__} cannot be merged: no linear layer ends there")
-        down, up = self.adalink_down[name], self.adalink_up[name]
-        weight = self.base_layer.weight.to(down.weight.dtype)
-        if isinstance(self.base_layer, nn.Embedding):  # rows are tokens: E + E D U
-            if down.bias is not None:
-                return {"weight": weight + up(down(weight))}
-            return {"weight": weight + F.linear(F.linear(weight, down.weight), up.weight)}
-        change = up.weight @ down.weight  # (width, width)
-        merged = {"weight": weight + change @ weight}
-        if self.base_layer.bias is not None:
-            bias = self.base_layer.bias.to(weight.dtype)
-            merged["bias"] = bias + up(down(bias)) if down.bias is not None else bias + change @ bias
+        if not isinstance(base, (nn.Embedding, nn.Linear)):
+            raise ValueError(f"AdaLink on a {type(base).__name__} cannot be merged: no linear layer ends there")
+        weight = base.weight.to(down.weight.dtype)
+        if isinstance(base, nn.Embedding):  # its rows are tokens, up to the factor of some models
+            factor = getattr(base, "embed_scale", 1.0)
+            return {"weight": weight + self.change(name, weight * factor) / factor}
+        merged = {"weight": weight + up.weight @ down.weight @ weight}
+        if base.bias is not None:
+            bias = base.bias.to(weight.dtype)
+            merged["bias"] = bias + self.change(name, bias)
         elif down.bias is not None:
             raise ValueError("AdaLink with biases cannot be merged into a linear layer without one")
         return merged
@@ -121,22 +144,42 @@ class AdaLinkLayer(SiteLayer):
         return self.base_layer.out_features if isinstance(self.base_layer, nn.Linear) else len(self.base_layer.weight)
 
 
+def _bias(linear: nn.Linear) -> Tensor:
+    return linear.weight.new_zeros(linear.out_features) if linear.bias is None else linear.bias
+
+
 class AdaLinkModel(SiteModel):
-    """The tuner of AdaLink. `model(..., adapter_names=[...])` takes one adapter name a row: a mixed-task batch."""
+    """The tuner of AdaLink. `model(..., adapter_names=[...])` takes an adapter name a row, and so does `generate`: a
+    batch of several tasks, "__base__" for none."""
 
     prefix = "adalink_"
     tuner_layer_cls = AdaLinkLayer
 
     @contextmanager
-    def _enable_peft_forward_hooks(self, *args, **kwargs):
+    def _enable_peft_forward_hooks(self, *args, adapter_names: list[str] | None = None, **kwargs):
         layers = [module for module in self.model.modules() if isinstance(module, AdaLinkLayer)]
-        for layer in layers:
-            layer.task_of_row = kwargs.get("adapter_names")
+        if adapter_names is not None:
+            mixture = self._mixture(layers, adapter_names, kwargs.get("input_ids", kwargs.get("inputs", *args[:1])))
+            for layer in layers:
+                layer.mixture = mixture
         try:
             yield
         finally:
             for layer in layers:
-                layer.task_of_row = None
+                layer.mixture = None
+
+    def _mixture(self, layers: list[AdaLinkLayer], tasks: list[str], ids: Tensor | None) -> Mixture:
+        for name in tasks:
+            choose("adapter name", name, [*self.peft_config, BASE])
+        if any(layer.merged for layer in layers):
+            raise PeftkitError("a mixed batch needs every task's map apart; accepted: a model without merged adapters")
+        if any(self.peft_config[name].modules_to_save for name in set(tasks) - {BASE}):
+            raise PeftkitError("a mixed batch needs one connector for all tasks; accepted: adapters made with "
+                               "connector='frozen'")
+        if ids is not None and len(ids) != len(tasks):
+            raise PeftkitError(f"a mixed batch needs an adapter name a row; got {len(tasks)} for {len(ids)} rows")
+        image = getattr(self.model.config, "image_token_id", None)
+        return Mixture(tasks, None if ids is None or image is None else (ids == image).sum(1))
 
 
 register(AdaLinkConfig, AdaLinkModel)
@@ -156,7 +199,8 @@ class AdaLinkOptions:
     def __post_init__(self):
         require_count(rank=self.rank)
         choose("modality", self.modality, MODALITIES)
-        choose("activation", self.activation, (None, *ACTIVATIONS))
+        if self.activation is not None:
+            choose("activation", self.activation, ACTIVATIONS)
         choose("init", self.init, INITS)
 
 

@@ -49,14 +49,20 @@ def inject(model: nn.Module, method: str, *, connector: str = "frozen", seed: in
     if connector == "tuned":
         _tune_connector(config, chosen, model)
     _check_targets(model, config)
+    peft_model = wrap(model, config)
+    _draw_initial_values(peft_model, chosen, given, seed)
+    _assert_regions(peft_model, {*chosen.regions, *(["connector"] if connector == "tuned" else [])})
+    return peft_model
+
+
+def wrap(model: nn.Module, config: PeftConfig) -> PeftModel:
+    """peft's own injection, with a tuned connector in float32."""
     base_dtype = model.dtype
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")  # peft uses its old name
         warnings.filterwarnings("ignore", message=".*tied layer is part of the adapter.*")  # ours stay apart when tied
         peft_model = get_peft_model(model, config)
     raise_precision(peft_model, base_dtype)
-    _draw_initial_values(peft_model, chosen, given, seed)
-    _assert_regions(peft_model, {*chosen.regions, *(["connector"] if connector == "tuned" else [])})
     return peft_model
 
 

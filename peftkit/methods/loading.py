@@ -6,7 +6,7 @@ what they do not know with a warning and round a tuned connector to the base's p
 import json
 from pathlib import Path
 
-from peft import PeftConfig, PeftModel, get_peft_model
+from peft import PeftConfig, PeftModel
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file
@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from ..errors import PeftkitError
 from ..models.regions import architecture, region_of
-from .connector import raise_precision
+from .inject import wrap
+from .selective.tuner import SelectiveConfig
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -28,17 +29,17 @@ def load_adapter(model: nn.Module, folder: str | Path, *, trainable: bool = Fals
     folder = Path(folder)
     config = _config(folder)
     config.inference_mode = not trainable
+    if isinstance(config, SelectiveConfig):
+        config.kept = {}  # peft's way of loading makes room for packed weights; here they are unpacked at once
     weights = load_file(folder / WEIGHTS)
-    base_dtype = model.dtype
     try:
-        loaded = get_peft_model(model, config)
+        loaded = wrap(model, config)
     except ValueError as error:
         raise PeftkitError(f"the adapter in {str(folder)!r} does not fit this {model.config.model_type} model: "
                            f"{error}") from error
-    raise_precision(loaded, base_dtype)
     _check_fit(loaded, weights, folder)
     set_peft_model_state_dict(loaded, weights)
-    return loaded if trainable else loaded.eval()
+    return loaded if trainable else loaded.requires_grad_(False).eval()
 
 
 def _config(folder: Path) -> PeftConfig:
@@ -64,7 +65,7 @@ def _check_fit(model: PeftModel, found: dict[str, Tensor], folder: Path) -> None
     wrong = []
     for name in sorted(set(found) | set(expected)):
         shapes = [tuple(side[name].shape) if name in side else "nothing" for side in (found, expected)]
-        if shapes[0] != shapes[1] and not name.endswith(("_bits", "_values")):
+        if shapes[0] != shapes[1] and not name.endswith("_values"):
             wrong.append(f"{region_of(arch, name) or 'prefix'}: {name} is {shapes[0]}, the base asks for {shapes[1]}")
     if wrong:
         more = f" (and {len(wrong) - 3} more)" if len(wrong) > 3 else ""

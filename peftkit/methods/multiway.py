@@ -8,6 +8,7 @@ modality; here the blocks are those of the language model, and the image tokens 
 W_2 start at zero, so nothing changes at first; init="released" starts a full AE as the released code does.
 """
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -83,12 +84,12 @@ class MultiwayLayer(SiteLayer):
     """A block with both modules."""
 
     adapter_layer_names = ("multiway_image", "multiway_text", "multiway_align")
-    other_param_names = ("norm",)
+    other_param_names = ("norm", "image_token")
     unmergeable = "its modules are not linear"
-    images: Tensor | None = None  # (batch, length) bool: which tokens are image tokens; None: none
+    ids: Tensor | None = None  # (batch, length): input_ids of the forward pass that is going on
 
     def update_layer(self, name: str, config: MultiwayConfig) -> None:
-        self.norm[name] = config.norm
+        self.norm[name], self.image_token[name] = config.norm, config.image_token
         for extractor in (self.multiway_image, self.multiway_text):
             extractor[name] = self.to_base(Bottleneck(config.width, config.bottleneck, config.scale, config.dropout))
         if config.enhancer == "bottleneck":
@@ -99,36 +100,47 @@ class MultiwayLayer(SiteLayer):
     def forward(self, *args, **kwargs) -> Tensor:
         if not self.active:
             return self.base_layer(*args, **kwargs)
-        seen = []  # h, as the block's second norm gets it
-        norm = self.base_layer.get_submodule(self.norm[self.active[0]])
-        watching = norm.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
-        try:
-            y = self.base_layer(*args, **kwargs)
-        finally:
-            watching.remove()
+        if self.ids is None:
+            raise PeftkitError("multiway needs input_ids to tell image tokens from text; got prepared embeddings alone")
+        if self.training and self.base_layer.gradient_checkpointing:  # of all of it: h must not leave unwatched
+            kwargs |= {name: None for name in ("past_key_values", "use_cache") if name in kwargs}
+            return self.base_layer._gradient_checkpointing_func(partial(self._run, self.ids, **kwargs), *args)
+        return self._run(self.ids, *args, **kwargs)
+
+    def _run(self, ids: Tensor, *args, **kwargs) -> Tensor:
+        """z of the block; ids: (batch, length)."""
+        h, y = self._watched(*args, **kwargs)  # (batch, length, width)
         for name in self.active:
-            y = y + self._extract(name, seen[0])
+            y = y + self._extract(name, h, ids == self.image_token[name])
             if name in self.multiway_align:
                 y = y + self.multiway_align[name](y)
         return y
 
-    def _extract(self, name: str, h: Tensor) -> Tensor:
-        text = self.multiway_text[name](h)  # (batch, length, width)
-        if self.images is None:
-            return text
-        return torch.where(self.images[..., None], self.multiway_image[name](h), text)
+    def _watched(self, *args, **kwargs) -> tuple[Tensor, Tensor]:
+        """h, as the block's second norm gets it, and the block's output."""
+        seen, block = [], self.base_layer
+        norm = block.get_submodule(self.norm[self.active[0]])
+        watching = norm.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+        checkpointing, block.gradient_checkpointing = block.gradient_checkpointing, False
+        try:
+            y = block(*args, **kwargs)
+        finally:
+            watching.remove()
+            block.gradient_checkpointing = checkpointing
+        return seen[0], y
+
+    def _extract(self, name: str, h: Tensor, images: Tensor) -> Tensor:
+        """A_m(h) by the modality of each token; images: (batch, length) bool."""
+        text = self.multiway_text[name](h)
+        return torch.where(images[..., None], self.multiway_image[name](h), text) if images.any() else text
 
 
 def _route(model: nn.Module, args: tuple, kwargs: dict) -> None:
-    """Tell every layer which tokens of this forward pass are image tokens."""
+    """Give every layer the ids of this forward pass."""
     ids = kwargs.get("input_ids", args[0] if args else None)
-    if ids is None:
-        raise PeftkitError("multiway needs input_ids to tell image tokens from text; got prepared embeddings alone")
-    images = ids == next(iter(model.peft_config.values())).image_token
-    images = images if images.any() else None
     for layer in model.modules():
         if isinstance(layer, MultiwayLayer):
-            layer.images = images
+            layer.ids = ids
 
 
 class MultiwayModel(SiteModel):
@@ -140,6 +152,13 @@ class MultiwayModel(SiteModel):
     def _post_injection_hook(self, model, config, adapter_name) -> None:
         if _route not in model._forward_pre_hooks.values():
             model.register_forward_pre_hook(_route, with_kwargs=True)
+
+    def unload(self) -> nn.Module:
+        base = super().unload()
+        for key, hook in list(base._forward_pre_hooks.items()):
+            if hook is _route:
+                del base._forward_pre_hooks[key], base._forward_pre_hooks_with_kwargs[key]
+        return base
 
 
 register(MultiwayConfig, MultiwayModel)

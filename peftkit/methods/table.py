@@ -1,7 +1,9 @@
-"""All methods side by side."""
+"""All methods side by side, and how large their files are."""
 import pandas as pd
+from torch import nn
 
-from .inject import METHODS
+from ..errors import choose
+from .inject import METHODS, method_options, trainable_count
 
 
 def table() -> pd.DataFrame:
@@ -12,3 +14,14 @@ def table() -> pd.DataFrame:
              "merges": method.merges, "trainable": method.formula, "refuses": ", ".join(method.refuses),
              "source": method.source} for method in METHODS.values()]
     return pd.DataFrame(rows).set_index("method")
+
+
+def file_bytes(model: nn.Module, method: str, **options) -> int:
+    """Bytes of the tensors that `save_pretrained` writes for a method with a frozen connector, in float32.
+
+    model: a base, on the meta device if it is large. Where only changed entries are saved (SPIDER, masks, half
+    fine-tuning) half of them are taken to have changed: 4 bytes each, and one bit for every entry.
+    """
+    count = trainable_count(model, method, **options)
+    config = METHODS[choose("method", method, METHODS)].peft_config(model, method_options(method, options))
+    return -(-count // 8) + 2 * count if getattr(config, "sparse", False) else 4 * count

@@ -3,6 +3,7 @@ import pandas as pd
 from torch import nn
 
 from ..models.regions import REGIONS, architecture, region_of
+from .selective.tuner import out_of_use
 
 PREFIX = "prefix"  # a prefix lives outside the base model, before its language model
 
@@ -10,13 +11,13 @@ PREFIX = "prefix"  # a prefix lives outside the base model, before its language 
 def trainable_map(model: nn.Module) -> pd.DataFrame:
     """One row a region: tensors, trainable, total (parameters), dtype (of what is trained), share (trainable / total).
 
-    A tied head counts once, in the language model. Where peft trains a copy of a module, the copy counts and the
-    original, which is out of use, does not. Virtual tokens have a region of their own, "prefix".
+    A tied head counts once, in the language model. Where a copy is trained, the copy counts and the original, which is
+    out of use, does not. Virtual tokens have a region of their own, "prefix".
     """
-    arch = architecture(model)
+    arch, replaced = architecture(model), out_of_use(model)
     rows = {region: {"tensors": 0, "trainable": 0, "total": 0, "dtype": set()} for region in (*REGIONS, PREFIX)}
     for name, parameter in model.named_parameters():
-        if ".original_module." in name:
+        if ".original_module." in name or id(parameter) in replaced:
             continue
         row = rows[PREFIX if name.startswith("prompt_encoder.") else region_of(arch, name) or "language"]
         row["total"] += parameter.numel()

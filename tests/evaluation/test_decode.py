@@ -31,7 +31,7 @@ def encoded(base):
     return dataclasses.replace(parts[0], **joined, pictures=pictures)
 
 
-@pytest.fixture(scope="module", params=["base", "lora", "adapter", "prefix"])
+@pytest.fixture(scope="module", params=["base", "lora", "adapter", "prefix-peft", "prompt"])
 def model(request, base):
     """The base, or a method on it moved away from its start."""
     model = copy.deepcopy(base.model)

@@ -17,6 +17,12 @@ from peftkit.methods.registration import add_member, register
 NAME = "BOTTLENECK"
 
 
+class Lora(adapter.AdapterConfig):
+    """A configuration that claims a name of peft's own."""
+
+    TYPE = "lora"
+
+
 class Kind(str, enum.Enum):
     """An enum of the same shape as `PeftType`."""
 
@@ -48,7 +54,7 @@ def test_peft_knows_the_tuner():
 
 def test_a_second_registration_changes_nothing():
     members, table = list(PeftType), dict(peft.mapping.PEFT_TYPE_TO_CONFIG_MAPPING)
-    register("bottleneck", adapter.AdapterConfig, adapter.AdapterModel)
+    register(adapter.AdapterConfig, adapter.AdapterModel)
     assert list(PeftType) == members and peft.mapping.PEFT_TYPE_TO_CONFIG_MAPPING == table
 
 
@@ -60,27 +66,27 @@ def test_reloading_the_module_registers_its_new_classes():
         test_peft_knows_the_tuner()
     finally:
         vars(adapter).update(before)
-        register("bottleneck", adapter.AdapterConfig, adapter.AdapterModel)
+        register(adapter.AdapterConfig, adapter.AdapterModel)
 
 
 def test_a_name_that_peft_has_is_refused():
     members, lora = list(PeftType), peft.mapping.PEFT_TYPE_TO_CONFIG_MAPPING["LORA"]
     with pytest.raises(RuntimeError, match="peft has a method 'lora' of its own"):
-        register("lora", adapter.AdapterConfig, adapter.AdapterModel)
+        register(Lora, adapter.AdapterModel)
     assert list(PeftType) == members and peft.mapping.PEFT_TYPE_TO_CONFIG_MAPPING["LORA"] is lora
 
 
 def test_a_member_without_a_tuner_is_refused_too(monkeypatch):
     monkeypatch.delitem(peft.mapping.PEFT_TYPE_TO_CONFIG_MAPPING, PeftType.LORA)
     with pytest.raises(RuntimeError, match="'lora'"):
-        register("lora", adapter.AdapterConfig, adapter.AdapterModel)
+        register(Lora, adapter.AdapterModel)
 
 
 @pytest.mark.parametrize("table", ["PEFT_TYPE_TO_CONFIG_MAPPING", "PEFT_TYPE_TO_TUNER_MAPPING"])
 def test_without_pefts_tables_registration_fails_loudly(monkeypatch, table):
     monkeypatch.delattr(peft.mapping, table)
     with pytest.raises(ImportError, match=table):
-        register("bottleneck", adapter.AdapterConfig, adapter.AdapterModel)
+        register(adapter.AdapterConfig, adapter.AdapterModel)
 
 
 def test_an_enum_without_its_tables_is_refused_by_name():

@@ -6,6 +6,7 @@ import torch
 
 import peftkit
 from peftkit.errors import PeftkitError
+from peftkit.methods import trainable_count
 
 COLUMNS = ["tensors", "trainable", "total", "dtype", "share"]
 
@@ -32,10 +33,18 @@ def test_an_injected_model_adds_to_the_language_region_only(request, base, conne
 
 
 def test_virtual_tokens_have_a_row_of_their_own(tiny_llava):
-    regions = peftkit.trainable_map(peftkit.inject(copy.deepcopy(tiny_llava.model), "prefix", tokens=5))
+    regions = peftkit.trainable_map(peftkit.inject(copy.deepcopy(tiny_llava.model), "prefix-peft", tokens=5))
     size = tiny_llava.model.config.text_config
     assert regions.loc["prefix", "trainable"] == 5 * size.num_hidden_layers * 2 * size.hidden_size
     assert regions.loc["language", "trainable"] == 0
+
+
+@pytest.mark.parametrize("method", ["full", "language", "connector", "head", "spider"])
+def test_a_trained_copy_counts_in_the_place_of_the_original(tiny_llava, method):
+    before = peftkit.trainable_map(tiny_llava.model)
+    after = peftkit.trainable_map(peftkit.inject(copy.deepcopy(tiny_llava.model), method))
+    assert (after["total"] == before["total"]).all()
+    assert after["trainable"].sum() == trainable_count(tiny_llava.model, method)
 
 
 def test_the_dtype_is_that_of_what_is_trained(tiny_llava):

@@ -27,10 +27,14 @@ PARTS = {
                             for part in ("text_encoder", "text_decoder.bert")
                             for layer in ("attention", "intermediate", "output"))],
              "head": ["text_decoder.cls"]},
+    "t5": {"language": ["shared", "encoder", "decoder"], "head": ["lm_head"]},
 }
+BLOCKS = {"t5": [f"{part}.block.{i}" for part, blocks in (("encoder", 2), ("decoder", 3)) for i in range(blocks)],
+          "blip": ["text_decoder.bert.encoder.layer.0", "text_decoder.bert.encoder.layer.1"],
+          "idefics2": ["model.text_model.layers.0", "model.text_model.layers.1"]}
 
 
-@pytest.fixture(params=["tiny_llava", "tiny_idefics2", "qwen2_vl", "paligemma", "blip"])
+@pytest.fixture(params=["tiny_llava", "tiny_idefics2", "qwen2_vl", "paligemma", "blip", "t5"])
 def model(request):
     return request.getfixturevalue(request.param).model
 
@@ -57,17 +61,20 @@ def test_every_parameter_belongs_to_exactly_one_region(model):
 def test_every_region_holds_parameters_and_together_they_hold_all(model):
     arch = architecture(model)
     held = {region: [name for name in names_of(model) if region_of(arch, name) == region] for region in REGIONS}
-    assert all(held.values())
+    assert {region for region in REGIONS if held[region]} == set(PARTS[model.config.model_type]) == set(arch.patterns)
     assert sum(map(len, held.values())) == len(names_of(model))
 
 
-def test_vision_contains_nothing_of_the_language_model(model):
+def test_the_pattern_of_a_region_matches_its_parameters_and_no_others(model):
     arch = architecture(model)
-    language = {id(p) for n, p in model.named_parameters(remove_duplicate=False) if region_of(arch, n) == "language"}
-    vision = {id(p) for n, p in model.named_parameters(remove_duplicate=False) if region_of(arch, n) == "vision"}
-    assert language and vision and not language & vision
-    blocks = {id(p) for p in model.get_submodule(arch.blocks).parameters()}
-    assert not blocks & vision
+    for region in arch.patterns:
+        matched = [name for name in names_of(model) if re.fullmatch(arch.region(region), name)]
+        assert matched == [name for name in names_of(model) if region_of(arch, name) == region]
+
+
+def test_the_pattern_of_a_region_that_is_not_there_names_those_that_are(t5):
+    with pytest.raises(PeftkitError, match="unknown region of this model type 'vision'; accepted: head, language"):
+        architecture(t5.model).region("vision")
 
 
 def test_the_merger_of_qwen_is_connector_though_it_lies_in_the_tower(qwen2_vl):
@@ -80,7 +87,7 @@ def test_the_merger_of_qwen_is_connector_though_it_lies_in_the_tower(qwen2_vl):
 def test_the_connector_path_is_the_connector_region(model):
     arch = architecture(model)
     if arch.connector is None:
-        assert model.config.model_type == "blip"
+        assert model.config.model_type in ("blip", "t5")
         return
     inside = {f"{arch.connector}.{name}" for name in names_of(model.get_submodule(arch.connector))}
     assert inside == {name for name in names_of(model) if region_of(arch, name) == "connector"}
@@ -88,22 +95,49 @@ def test_the_connector_path_is_the_connector_region(model):
 
 # ---- layers of a block -----------------------------------------------------------------------------------------------
 
-def test_every_block_has_the_layers_that_the_table_names(model):
-    arch = architecture(model)
-    blocks = model.get_submodule(arch.blocks)
-    assert isinstance(blocks, nn.ModuleList) and len(blocks) == 2
-    for block in blocks:
-        assert all(isinstance(block.get_submodule(path), nn.Linear) for path in (*arch.attention, *arch.mlp))
-    assert block.get_submodule(arch.mlp_out).out_features == block.get_submodule(arch.mlp_in[0]).in_features
+def blocks_of(model: nn.Module) -> list[str]:
+    return BLOCKS.get(model.config.model_type) or [f"model.language_model.layers.{i}" for i in range(2)]
 
 
-def test_targets_match_these_layers_of_every_block_and_nothing_else(model):
+def test_the_blocks_are_those_of_the_language_model(model):
+    matched = [name for name, _ in model.named_modules() if re.fullmatch(architecture(model).every_block, name)]
+    assert matched == blocks_of(model)
+
+
+def test_targets_are_the_linear_layers_of_every_block_and_nothing_else(model):
     arch = architecture(model)
     layers = (*arch.attention, *arch.mlp)
-    pattern = arch.targets(layers)
-    matched = {name for name, _ in model.named_modules() if re.fullmatch(pattern, name)}
-    assert matched == {f"{arch.blocks}.{i}.{layer}" for i in range(2) for layer in layers}
-    assert {region_of(arch, name) for name in matched} == {"language"}
+    matched = {name for name, _ in model.named_modules() if re.fullmatch(arch.targets(layers), name)}
+    inside = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)
+              and any(name.startswith(f"{block}.") for block in blocks_of(model)) and ".crossattention." not in name}
+    assert matched == inside and {region_of(arch, name) for name in matched} == {"language"}
+
+
+@pytest.mark.parametrize("field", ["attention_module", "mlp_module", "mlp_norm"])
+def test_every_block_has_the_modules_that_the_table_names(model, field):
+    arch = architecture(model)
+    if getattr(arch, field) is None:
+        assert model.config.model_type in ("blip", "t5")
+        return
+    matched = [name for name, _ in model.named_modules() if re.fullmatch(arch.targets((getattr(arch, field),)), name)]
+    extra = 3 if (model.config.model_type, field) == ("t5", "attention_module") else 0  # cross-attention
+    assert len(matched) == len(blocks_of(model)) + extra
+
+
+def test_text_image_and_context_are_modules(model):
+    arch = architecture(model)
+    assert isinstance(model.get_submodule(arch.text), nn.Embedding)
+    assert (arch.image is None) == (arch.connector is None)
+    for path in filter(None, (arch.image, arch.context)):
+        model.get_submodule(path)
+
+
+def test_the_last_blocks_lead_to_the_head(model):
+    arch = architecture(model)
+    blocks = [block for block in blocks_of(model) if block.startswith(arch.context)]
+    last = len(blocks) - 1
+    matched = [name for name in names_of(model) if re.fullmatch(arch.last_blocks([last]), name)]
+    assert matched == [name for name in names_of(model) if name.startswith(f"{blocks[-1]}.")]
 
 
 @pytest.mark.parametrize("prefix", ["base_model.", "base_model.model."])

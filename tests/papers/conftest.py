@@ -4,7 +4,7 @@ import pytest
 
 from peftkit.papers.zhou2024 import SEEN, UNSEEN
 
-METHODS = ("lora", "adapter", "ia3", "prefix")
+METHODS = ("lora", "adapter", "ia3", "prefix-peft")
 
 
 @pytest.fixture

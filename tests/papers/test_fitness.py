@@ -41,7 +41,7 @@ def test_another_role_is_refused():
 def by_method(method, connector, task, seed):
     if method == "none":
         return 0.3 if task == "vizwiz" else 0.9
-    return {"lora": 0.9, "adapter": 0.8, "ia3": 0.5, "prefix": 0.6}[method] + 0.01 * (seed - 43)
+    return {"lora": 0.9, "adapter": 0.8, "ia3": 0.5, "prefix-peft": 0.6}[method] + 0.01 * (seed - 43)
 
 
 def test_the_table_measures_what_the_rule_needs(frame_of):

@@ -20,7 +20,7 @@ def score(method, connector, task, seed):
     if task in SEEN:
         return 0.94 - 0.02 * (connector == "tuned") + 0.001 * (seed - 43)
     gain = (0.2 if method == "ia3" else 0.1) * (connector == "tuned")
-    return {"lora": 0.8, "adapter": 0.7, "ia3": 0.5, "prefix": 0.4}[method] + gain + 0.001 * (seed - 43)
+    return {"lora": 0.8, "adapter": 0.7, "ia3": 0.5, "prefix-peft": 0.4}[method] + gain + 0.001 * (seed - 43)
 
 
 def test_our_table_has_seed_means_and_the_zero_shot_row(frame_of):

@@ -45,7 +45,7 @@ def test_all_32_printed_averages_follow_from_the_printed_scores():
 
 @pytest.mark.parametrize("method, connector, unseen, seen", [  # facts 4.1, means over the four models
     ("adapter", "frozen", 82.335, 67.22), ("lora", "frozen", 83.35, 67.21), ("ia3", "frozen", 61.265, 68.56),
-    ("prefix", "frozen", 63.76, 67.31), ("ia3", "tuned", 76.30, 67.48)])
+    ("prefix-peft", "frozen", 63.76, 67.31), ("ia3", "tuned", 76.30, 67.48)])
 def test_model_means_are_those_of_figure_2(method, connector, unseen, seen):
     means = 100 * paper_table().groupby(level=["method", "connector"]).mean().loc[(method, connector)]
     assert (means["U"], means["S"]) == (pytest.approx(unseen, abs=0.005), pytest.approx(seen, abs=0.01))

@@ -15,7 +15,7 @@ from peftkit.training.features import cache_features, can_cache
 from peftkit.training.loop import answer_loss, optimizer_groups, train
 
 BASES = ("tiny_llava", "tiny_idefics2")
-METHODS = ("lora", "ia3", "adapter", "prefix")
+METHODS = ("lora", "ia3", "adapter", "prefix", "prefix-peft", "prompt", "adalink", "multiway", "spider")
 SHORT = TrainConfig(epochs=2, batch_size=4, learning_rate=5e-3, progress=False)
 
 
@@ -92,7 +92,7 @@ def test_frozen_parameters_stay_and_trainable_ones_move(base, encoded):
 
 # ---- the loss --------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("method", ["lora", "prefix"])
+@pytest.mark.parametrize("method", ["lora", "prefix-peft", "prompt"])
 def test_the_loss_on_answers_equals_the_plain_loss(base, encoded, method):
     model = injected(base, method, connector="tuned").eval()
     batch = encoded.training_batch([0, 3, 5, 11])
@@ -105,7 +105,7 @@ def test_the_loss_on_answers_equals_the_plain_loss(base, encoded, method):
     assert all(torch.allclose(ours[name], plain[name], rtol=0, atol=1e-6) for name in ours)
 
 
-@pytest.mark.parametrize("method", ["lora", "prefix"])
+@pytest.mark.parametrize("method", ["lora", "prefix-peft", "prompt"])
 def test_cached_features_stand_in_for_pictures(base, encoded, method):
     model = injected(base, method, connector="tuned").eval()
     cached = cache_features(model, dataclasses.replace(encoded))
@@ -197,7 +197,7 @@ def test_gradients_are_clipped(tiny_llava, llava_rows, monkeypatch):
     assert norms and all(norm == pytest.approx(0.01, rel=1e-3) for norm in norms)
 
 
-@pytest.mark.parametrize("method, rate", [("lora", 1e-2), ("ia3", 5e-2), ("adapter", 1e-2), ("prefix", 5e-2)])
+@pytest.mark.parametrize("method, rate", [("lora", 1e-2), ("ia3", 5e-2), ("adapter", 1e-2), ("prefix", 5e-2), ("prefix-peft", 5e-2)])
 def test_a_toy_set_is_learned(tiny_llava, llava_rows, method, rate):
     config = TrainConfig(epochs=20, batch_size=8, learning_rate=rate, progress=False)
     result, _ = run(tiny_llava, llava_rows, config, method=method, connector="tuned")

@@ -21,8 +21,8 @@ class HalfFineTuning(Rule):
 
     steps_a_round: int | None = None
 
-    def __init__(self, model, seed: int = 42, **options):
-        super().__init__(model, seed, **options)
+    def __init__(self, model, seed: int = 42, adapter_name: str = "default", **options):
+        super().__init__(model, seed, adapter_name, **options)
         self.steps = 0
 
     def frozen(self) -> set[str]:

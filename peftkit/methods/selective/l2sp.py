@@ -1,4 +1,4 @@
-"""L2-SP: a penalty strength / 2 * |W - W0|^2, summed over entries, pulls the weights to their start (Li et al. 2018)."""
+"""L2-SP: a penalty strength / 2 |W - W0|^2, summed over entries, pulls weights to their start (Li et al. 2018)."""
 from dataclasses import dataclass
 
 import torch

@@ -20,24 +20,26 @@ class FixedMask(MaskRule):
 
     share: float = 0.5
 
-    def __init__(self, model, seed: int = 42, **options):
-        super().__init__(model, seed, **options)
-        self.masks = {t.name: self.choose(t) for t in self.tensors}
+    def __init__(self, model, seed: int = 42, adapter_name: str = "default", **options):
+        super().__init__(model, seed, adapter_name, **options)
+        self.masks: dict[str, Tensor] = {}
 
     def choose(self, tensor: Tuned) -> Tensor:
         """Which entries train, bool."""
         raise NotImplementedError
 
-    def mask(self, tensor: Tuned, accumulated: None) -> Tensor:
+    def mask(self, tensor: Tuned) -> Tensor:
+        if tensor.name not in self.masks:
+            self.masks[tensor.name] = self.choose(tensor)
         return self.masks[tensor.name]
 
 
 class RandomMask(FixedMask):
-    """Each entry trains with probability `share`."""
+    """A random `share` of the entries trains."""
 
     def choose(self, tensor: Tuned) -> Tensor:
         drawn = torch.rand(tensor.weight.shape, generator=seed_for(self.seed, tensor.name))
-        return (drawn < self.share).to(tensor.weight.device)
+        return largest(drawn, self.share).to(tensor.weight.device)
 
 
 class MagnitudeMask(FixedMask):
@@ -53,8 +55,8 @@ class GradientMask(MaskRule):
     accumulates = True
     share: float = 0.5
 
-    def mask(self, tensor: Tuned, accumulated: Tensor) -> Tensor:
-        return largest(accumulated, self.share)
+    def mask(self, tensor: Tuned) -> Tensor:
+        return largest(self.accumulated(tensor), self.share)
 
 
 def largest(values: Tensor, share: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""Training a part of the base as it is: everything, one region, the norms, or the biases (BitFit, Zaken et al. 2022)."""
+"""Training a part of the base: everything, one region, the norms, or the biases (BitFit, Zaken et al. 2022)."""
 from dataclasses import dataclass
 
 from torch import nn

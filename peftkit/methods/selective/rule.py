@@ -11,10 +11,11 @@ from .tuner import SelectiveConfig, Tuned, tuned
 
 
 class Rule(TrainerCallback):
-    """Called after the gradients of a step are complete and not clipped yet, and after the optimizer's step."""
+    """`after_backward` is called when the gradients of a step are complete and not clipped yet, `after_step` after the
+    optimizer's step and before gradients are set to zero."""
 
-    def __init__(self, model: nn.Module, seed: int = 42, **options):
-        self.tensors: list[Tuned] = tuned(model)
+    def __init__(self, model: nn.Module, seed: int = 42, adapter_name: str = "default", **options):
+        self.tensors: list[Tuned] = tuned(model, adapter_name)
         self.seed = seed
         for name, value in options.items():
             setattr(self, name, value)
@@ -35,7 +36,10 @@ class Rule(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs) -> None:
         if args.max_grad_norm:
             raise PeftkitError(f"max_grad_norm is {args.max_grad_norm}: Trainer clips gradients before a rule sees "
-                               "them, which changes what they are compared with; accepted: 0 (or peftkit.train)")
+                               "them; accepted: 0 (or peftkit.train)")
+        if args.fp16:
+            raise PeftkitError("fp16 is True: Trainer scales gradients, and a rule would see scaled ones; accepted: "
+                               "bf16 or float32")
         if state.global_step:
             raise PeftkitError(f"a Trainer checkpoint of step {state.global_step} holds no state of the rule "
                                f"{type(self).__name__}; accepted: a run from its start")
@@ -48,43 +52,57 @@ class Rule(TrainerCallback):
 
 
 class MaskRule(Rule):
-    """After every step W <- W0 (1 - M) + W M, with a mask M in [0, 1] that a subclass states. With `accumulates`, A is
-    the sum of all gradients so far; a gradient is released as soon as it is added."""
+    """After every step W <- W0 (1 - M) + W M, with a mask M in [0, 1] that a subclass states.
+
+    With `accumulates`, A is the signed sum of all gradients so far, unclipped; a gradient is released after the step.
+    """
 
     accumulates = False
 
-    def __init__(self, model: nn.Module, seed: int = 42, **options):
-        super().__init__(model, seed, **options)
-        self.sums = {t.name: torch.zeros_like(t.weight) for t in self.tensors} if self.accumulates else {}
+    def __init__(self, model: nn.Module, seed: int = 42, adapter_name: str = "default", **options):
+        super().__init__(model, seed, adapter_name, **options)
+        self.sums: dict[str, Tensor] = {}  # A, made at the first gradient: the model may move to another device before
 
-    def mask(self, tensor: Tuned, accumulated: Tensor | None) -> Tensor:
-        """M, of the tensor's shape; accumulated is A."""
+    def mask(self, tensor: Tuned) -> Tensor:
+        """M, of the tensor's shape, bool or float32."""
         raise NotImplementedError
+
+    def accumulated(self, tensor: Tuned) -> Tensor:
+        """A, zeros before the first gradient."""
+        if tensor.name not in self.sums:
+            self.sums[tensor.name] = torch.zeros_like(tensor.weight, requires_grad=False)
+        return self.sums[tensor.name]
+
+    @torch.no_grad()
+    def after_backward(self) -> None:
+        if all(tensor.weight.grad is None for tensor in self.tensors):
+            raise PeftkitError("no selected weight has a gradient; accepted: a call between backward and zero_grad, "
+                               "without DeepSpeed or FSDP")
+        for tensor in self.tensors if self.accumulates else ():
+            if tensor.weight.grad is not None:
+                self.accumulated(tensor).add_(tensor.weight.grad)
 
     @torch.no_grad()
     def after_step(self) -> None:
         for tensor in self.tensors:
-            accumulated = self.sums.get(tensor.name)
-            if self.accumulates and tensor.weight.grad is not None:
-                accumulated.add_(tensor.weight.grad)
-                tensor.weight.grad = None
-            mask = self.mask(tensor, accumulated)
-            tensor.weight.mul_(mask).add_(tensor.start() * (1 - mask.to(tensor.weight)))
+            tensor.weight.grad = None
+            mask = self.mask(tensor).to(tensor.weight)
+            tensor.weight.lerp_(tensor.start(), 1 - mask)  # W + (1 - M) (W0 - W), exact where M is 0 or 1
 
     def state_dict(self) -> dict[str, Tensor]:
         return {name: total.clone() for name, total in self.sums.items()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        for name, total in self.sums.items():
-            total.copy_(state[name])
+        self.sums = {tensor.name: state[tensor.name].to(tensor.weight, copy=True)
+                     for tensor in self.tensors if tensor.name in state}
 
 
 RULES: dict[str, type[Rule]] = {}
 
 
-def rule_of(model: nn.Module, seed: int = 42) -> Rule | None:
+def rule_of(model: nn.Module, seed: int = 42, adapter_name: str = "default") -> Rule | None:
     """The update rule that `model` was injected with, ready to run, or None. seed: of masks that are drawn."""
-    config = getattr(model, "peft_config", {}).get("default")
+    config = getattr(model, "peft_config", {}).get(adapter_name)
     if not isinstance(config, SelectiveConfig) or config.rule is None:
         return None
-    return RULES[config.rule](model, seed, **config.rule_options)
+    return RULES[config.rule](model, seed, adapter_name, **config.rule_options)

@@ -49,8 +49,8 @@ class Spider(MaskRule):
     accumulates = True
     kind: str = "weighted"
 
-    def mask(self, tensor: Tuned, accumulated: Tensor) -> Tensor:
-        return selection_mask(tensor.start(), accumulated, self.kind == "weighted")
+    def mask(self, tensor: Tuned) -> Tensor:
+        return selection_mask(tensor.start(), self.accumulated(tensor), self.kind == "weighted")
 
 
 RULES["spider"] = Spider

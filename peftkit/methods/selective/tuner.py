@@ -3,7 +3,6 @@
 So the base can be had back at any time, several copies can be switched, and the difference to the base is known to
 rules that need it (SPIDER, L2-SP). The copy computes in the base's precision and merges exactly.
 """
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -15,13 +14,15 @@ from ...errors import PeftkitError
 from ..registration import register
 from ..tuner import SiteConfig, SiteLayer, SiteModel
 from .packing import pack, unpack
+from .weights import Weights, flat
 
 
 @dataclass
 class SelectiveConfig(SiteConfig):
     """sites: "weights" names parameters (not modules) by path; "added_bias" names biases, of linear layers that have
     none, which are added and start at zero. rule: the update rule's name, or None, with its options. sparse: save only
-    the entries that differ from the base's. kept: their number, a parameter; filled when saved."""
+    the entries that differ from the base's. kept: their number, a parameter; it is written when saved, and when loaded
+    it gives the sizes of what is in the file."""
 
     TYPE: ClassVar[str] = "selective"
     ROLES: ClassVar[tuple[str, ...]] = ("weights", "added_bias")
@@ -31,32 +32,12 @@ class SelectiveConfig(SiteConfig):
     sparse: bool = False
     kept: dict[str, int] = field(default_factory=dict)
 
+    def __post_init__(self):
+        super().__post_init__()
+        self.saved: dict[str, int] = {}  # what `kept` will be in the file: here it would size the next adapter
 
-class Weights(nn.Module):
-    """Trained copies of some parameters of `base`, under their path with "/" for "."; packed until first used if the
-    numbers of kept entries are given."""
-
-    def __init__(self, copies: dict[str, nn.Parameter], kept: dict[str, int]):
-        super().__init__()
-        for path, copy in copies.items():
-            if path in kept:
-                self.register_buffer(f"{_flat(path)}_bits", torch.zeros(-(-copy.numel() // 8), dtype=torch.uint8))
-                self.register_buffer(f"{_flat(path)}_values", torch.zeros(kept[path]))
-            else:
-                self.register_parameter(_flat(path), copy)
-
-    def unpack(self, base: nn.Module, trainable: bool) -> None:
-        """Make parameters of what is still packed."""
-        for name in [name for name in self._buffers if name.endswith("_bits")]:
-            flat = name.removesuffix("_bits")
-            dense = unpack(getattr(self, name), getattr(self, f"{flat}_values"), start_of(base, flat.replace("/", ".")))
-            delattr(self, name)
-            delattr(self, f"{flat}_values")
-            self.register_parameter(flat, nn.Parameter(dense, requires_grad=trainable))
-
-    def items(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """(path in the base, trained copy)"""
-        return ((name.replace("/", "."), parameter) for name, parameter in self.named_parameters())
+    def to_dict(self) -> dict:
+        return {**super().to_dict(), "kept": self.saved}
 
 
 class SelectiveLayer(SiteLayer):
@@ -64,15 +45,29 @@ class SelectiveLayer(SiteLayer):
 
     adapter_layer_names = ("selective_weights",)
 
-    def add(self, name: str, weights: Weights) -> None:
-        """Add the adapter `name`."""
-        self.selective_weights[name] = weights
-
     def weights(self, name: str) -> Weights:
         """The trained copies of an adapter, unpacked."""
         found = self.selective_weights[name]
-        found.unpack(self.base_layer, trainable=False)
+        for path in found.packed():
+            bits, values = found.bits_and_values(path)
+            dense = unpack(bits, values if bits.any() else values[:0], self.start(path))  # W0 before anything is loaded
+            found.put(path, nn.Parameter(dense, requires_grad=found.trainable))
         return found
+
+    def sparse(self, name: str) -> dict[str, tuple[Tensor, Tensor]]:
+        """Path -> (bits, values) of an adapter, as they were loaded where they are still packed."""
+        weights = self.selective_weights[name]
+        return ({path: weights.bits_and_values(path) for path in weights.packed()}
+                | {path: pack(copy.detach(), self.start(path)) for path, copy in weights.items()})
+
+    def start(self, path: str) -> Tensor:
+        """W0: the base's own values of a parameter in float32, a new tensor only on a base of lower precision; zeros
+        for a bias that it does not have."""
+        found = self._unmerged.get(path, _parameter(self.base_layer, path))
+        if found is None:
+            weight = self.base_layer.get_parameter("weight")
+            return torch.zeros(len(weight), device=weight.device)
+        return found.detach().float()
 
     def forward(self, *args, **kwargs):
         active = self.active
@@ -84,10 +79,10 @@ class SelectiveLayer(SiteLayer):
         return functional_call(self.base_layer, copies, args, kwargs)
 
     def merged_weights(self, name: str) -> dict[str, Tensor]:
-        copies = dict(self.weights(name).items())
-        if any(_parameter(self.base_layer, path) is None for path in copies):
-            raise ValueError("an added bias cannot be merged: the base has none, and would lose it when saved")
-        return copies
+        if self.merged_adapters:
+            raise ValueError(f"adapter {self.merged_adapters[0]} is merged, and {name} would take its place: unmerge "
+                             "it first")
+        return dict(self.weights(name).items())
 
 
 class SelectiveModel(SiteModel):
@@ -97,7 +92,7 @@ class SelectiveModel(SiteModel):
     tuner_layer_cls = SelectiveLayer
 
     def _prepare_model(self, peft_config, model) -> None:
-        self._wanted, self._copies = sites_of(model, peft_config), {}
+        self._wanted = sites_of(model, peft_config)
 
     def _check_target_module_exists(self, config, key: str) -> bool:
         return key in self._wanted
@@ -107,39 +102,44 @@ class SelectiveModel(SiteModel):
             target = SelectiveLayer(target, "weights")
             target._active_adapter = [adapter_name]
             setattr(parent, target_name, target)
-        copies, kept = {}, {}
-        for path in self._wanted[current_key]:
-            base = _parameter(target.base_layer, path)
-            copies[path] = self._copies.setdefault(id(base) if base is not None else (current_key, path),
-                                                   nn.Parameter(start_of(target.base_layer, path)))  # tied: one copy
-            if f"{current_key}.{path}" in config.kept:
-                kept[path] = config.kept[f"{current_key}.{path}"]
-        target.add(adapter_name, Weights(copies, kept))
+        paths = self._wanted[current_key]
+        copies = {path: nn.Parameter(target.start(path).clone()) for path in paths}
+        kept = {path: config.kept[f"{current_key}.{path}"] for path in paths if f"{current_key}.{path}" in config.kept}
+        target.selective_weights[adapter_name] = Weights(copies, kept, trainable=not config.inference_mode)
+
+    def inject_adapter(self, model, adapter_name, *args, **kwargs) -> None:
+        super().inject_adapter(model, adapter_name, *args, **kwargs)
+        self.peft_config[adapter_name].kept = {}
+        _tie(model, adapter_name)
+
+    def _check_merge_allowed(self) -> None:  # peft's version warns of tied weights, which are safe here
+        if any("added_bias" in self.peft_config[name].sites for name in self.active_adapters):
+            raise ValueError("an added bias cannot be merged: the base has none, and would lose it when saved")
 
     @classmethod
     def _get_adapter_state_dict(cls, model, config, adapter_name, state_dict, unwanted_adapter_names) -> dict:
-        found = super()._get_adapter_state_dict(model, config, adapter_name, state_dict, unwanted_adapter_names)
         if not config.sparse:
-            return found
-        config.kept = {}
-        packed = {}
+            return super()._get_adapter_state_dict(model, config, adapter_name, state_dict, unwanted_adapter_names)
+        found, config.saved = {}, {}
         for name, layer in _layers(model, adapter_name):
-            for path, copy in layer.weights(adapter_name).items():
-                key = f"{name}.selective_weights.{adapter_name}.{_flat(path)}"
-                bits, values = pack(copy.detach(), start_of(layer.base_layer, path))
-                packed |= {f"{key}_bits": bits, f"{key}_values": values}
-                config.kept[f"{name.removeprefix('base_model.model.')}.{path}"] = len(values)
-        return packed
+            for path, (bits, values) in layer.sparse(adapter_name).items():
+                key = f"{name}.selective_weights.{adapter_name}.{flat(path)}"
+                found |= {f"{key}_bits": bits, f"{key}_values": values}
+                config.saved[f"{_base_name(name)}.{path}"] = len(values)
+        return found
 
     @classmethod
     def _remap_adapter_state_dict_for_load(cls, model, config, adapter_name, state_dict) -> dict:
         for name, layer in _layers(model, adapter_name):
-            for path, copy in layer.weights(adapter_name).items():
-                copy.requires_grad_(not config.inference_mode)
-                key = f"base_model.model.{name.removeprefix('base_model.model.')}.selective_weights.{_flat(path)}"
+            weights = layer.selective_weights[adapter_name]
+            for path in weights.packed():
+                weights.put(path, nn.Parameter(layer.start(path).clone(), requires_grad=weights.trainable))
+            for path, _ in weights.items():
+                key = f"base_model.model.{_base_name(name)}.selective_weights.{flat(path)}"
                 if f"{key}_bits" in state_dict:
                     state_dict[key] = unpack(state_dict.pop(f"{key}_bits"), state_dict.pop(f"{key}_values"),
-                                             start_of(layer.base_layer, path))
+                                             layer.start(path))
+        _tie(model, adapter_name)
         return super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
 
 
@@ -156,31 +156,28 @@ class Tuned:
     path: str
 
     def start(self) -> Tensor:
-        """W0 in float32, a new tensor only on a base of lower precision."""
-        return start_of(self.layer.base_layer, self.path, copy=False)
+        """W0 in float32, a new tensor only on a base of lower precision: not to be changed."""
+        return self.layer.start(self.path)
 
 
 def tuned(model: nn.Module, adapter_name: str = "default") -> list[Tuned]:
     """Every tensor that a selective method trains, tied ones once. Raises PeftkitError if there is none."""
-    found, seen = [], set()
+    _tie(model, adapter_name)
+    found = {}
     for name, layer in _layers(model, adapter_name):
         for path, weight in layer.weights(adapter_name).items():
-            if id(weight) not in seen:
-                seen.add(id(weight))
-                found.append(Tuned(f"{name.removeprefix('base_model.model.')}.{path}", weight, layer, path))
+            found.setdefault(id(weight), Tuned(f"{_base_name(name)}.{path}", weight, layer, path))
     if not found:
         raise PeftkitError("the model holds no selective method; accepted: one injected as full, language, connector, "
                            "head, layernorm, bias, spider or one of its rivals")
-    return found
+    return list(found.values())
 
 
-def start_of(base: nn.Module, path: str, copy: bool = True) -> Tensor:
-    """The base's own values of a parameter in float32; zeros for a bias that it does not have."""
-    found = _parameter(base, path)
-    if found is None:
-        weight = base.get_parameter("weight")
-        return torch.zeros(len(weight), device=weight.device)
-    return found.detach().to(torch.float32, copy=copy)
+def out_of_use(model: nn.Module) -> set[int]:
+    """Identities of the base's parameters that trained copies stand in for."""
+    layers = [module for module in model.modules() if isinstance(module, SelectiveLayer)]
+    return {id(_parameter(layer.base_layer, path)) for layer in layers for name in layer.active
+            for path, _ in layer.weights(name).items()}
 
 
 def sites_of(model: nn.Module, config: SelectiveConfig) -> dict[str, list[str]]:
@@ -206,6 +203,17 @@ def _layers(model: nn.Module, adapter_name: str) -> list[tuple[str, SelectiveLay
             if isinstance(module, SelectiveLayer) and adapter_name in module.selective_weights]
 
 
+def _tie(model: nn.Module, adapter_name: str) -> None:
+    """Let parameters that the base shares have one trained copy."""
+    first: dict[int, nn.Parameter] = {}
+    for _, layer in _layers(model, adapter_name):
+        weights = layer.selective_weights[adapter_name]
+        for path, copy in list(weights.items()):
+            base = _parameter(layer.base_layer, path)
+            if base is not None and first.setdefault(id(base), copy) is not copy:
+                weights.put(path, first[id(base)])
+
+
 def _parameter(base: nn.Module, path: str) -> nn.Parameter | None:
     owner, _, leaf = path.rpartition(".")
     return base.get_submodule(owner)._parameters.get(leaf)
@@ -215,5 +223,5 @@ def _dtype(base: nn.Module) -> torch.dtype:
     return next(base.parameters()).dtype
 
 
-def _flat(path: str) -> str:
-    return path.replace(".", "/")
+def _base_name(name: str) -> str:
+    return name.removeprefix("base_model.model.")

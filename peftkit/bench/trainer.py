@@ -1,4 +1,4 @@
-"""Benchmarks: ratios of speeds measured in one process, alternated, so that a machine's mood cancels out."""
+"""Our training loop against transformers.Trainer with peft."""
 import copy
 import tempfile
 import time
@@ -7,10 +7,10 @@ import pandas as pd
 import torch
 from transformers import Trainer, TrainingArguments
 
-from .data import Encoded, encode, task
-from .methods import inject
-from .models import Base, load
-from .training import TrainConfig, train
+from ..data import Encoded, encode, task
+from ..methods import inject
+from ..models import Base, load
+from ..training import TrainConfig, train
 
 BATCH, STEPS, RATE = 32, 40, 1e-3
 
