@@ -111,7 +111,8 @@ class MultiwayLayer(SiteLayer):
         """z of the block; ids: (batch, length)."""
         h, y = self._watched(*args, **kwargs)  # (batch, length, width)
         for name in self.active:
-            y = y + self._extract(name, h, ids == self.image_token[name])
+            images = (ids == self.image_token[name])[..., None]  # (batch, length, 1)
+            y = y + torch.where(images, self.multiway_image[name](h), self.multiway_text[name](h))
             if name in self.multiway_align:
                 y = y + self.multiway_align[name](y)
         return y
@@ -128,11 +129,6 @@ class MultiwayLayer(SiteLayer):
             watching.remove()
             block.gradient_checkpointing = checkpointing
         return seen[0], y
-
-    def _extract(self, name: str, h: Tensor, images: Tensor) -> Tensor:
-        """A_m(h) by the modality of each token; images: (batch, length) bool."""
-        text = self.multiway_text[name](h)
-        return torch.where(images[..., None], self.multiway_image[name](h), text) if images.any() else text
 
 
 def _route(model: nn.Module, args: tuple, kwargs: dict) -> None:

@@ -14,7 +14,7 @@ from .tuner import be_sparse, tuned
 
 @torch.no_grad()
 def dare(model: nn.Module, drop: float = 0.9, seed: int = 42, adapter_name: str = "default") -> None:
-    """Change the trained weights of a selective method in place; the adapter is saved as a sparse difference from now on.
+    """Change the trained weights of a selective method in place; from now on it is saved as a sparse difference.
 
     drop: p, from 0 up to, not including, 1. seed: each tensor draws from it and its own name.
     Raises PeftkitError for a drop out of range, or a model without a selective method.

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...errors import require_count
 from ..method import Method
 from ..seeding import seed_for
+from .checks import require_optional_count
 from .parts import count_selected, language_part
 from .rule import RULES, Rule
 from .tuner import SelectiveConfig
@@ -65,9 +65,7 @@ class HalfOptions:
     steps_a_round: int | None = None
 
     def __post_init__(self):
-        for name in ("layers", "steps_a_round"):
-            if getattr(self, name) is not None:
-                require_count(**{name: getattr(self, name)})
+        require_optional_count(layers=self.layers, steps_a_round=self.steps_a_round)
 
 
 def _config(model, options: HalfOptions) -> SelectiveConfig:

@@ -3,8 +3,9 @@ from dataclasses import dataclass
 
 import torch
 
-from ...errors import require_count, require_positive
+from ...errors import require_positive
 from ..method import Method
+from .checks import require_optional_count
 from .parts import count_selected, language_part
 from .rule import RULES, Rule
 from .tuner import SelectiveConfig
@@ -34,8 +35,7 @@ class L2SPOptions:
 
     def __post_init__(self):
         require_positive(strength=self.strength)
-        if self.layers is not None:
-            require_count(layers=self.layers)
+        require_optional_count(layers=self.layers)
 
 
 def _config(model, options: L2SPOptions) -> SelectiveConfig:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...errors import PeftkitError, require_count, require_share
 from ..method import Method
 from ..seeding import seed_for
+from .checks import require_optional_count, require_part
 from .parts import count_selected, language_part
 from .rule import RULES, MaskRule
 from .tuner import SelectiveConfig, Tuned
@@ -46,7 +46,7 @@ class MagnitudeMask(FixedMask):
     """The `share` of entries with the smallest pre-trained values train."""
 
     def choose(self, tensor: Tuned) -> Tensor:
-        return ~largest(tensor.start(), 1 - self.share)
+        return ~largest(tensor.start().abs(), 1 - self.share)
 
 
 class GradientMask(MaskRule):
@@ -56,14 +56,13 @@ class GradientMask(MaskRule):
     share: float = 0.5
 
     def mask(self, tensor: Tuned) -> Tensor:
-        return largest(self.accumulated(tensor), self.share)
+        return largest(self.accumulated(tensor).abs(), self.share)
 
 
 def largest(values: Tensor, share: float) -> Tensor:
-    """True for the share of entries with the largest absolute values (rounded); bool, of the same shape."""
-    count = round(share * values.numel())
+    """True for exactly the share of entries with the largest values (their number rounded); bool, of the same shape."""
     chosen = torch.zeros(values.numel(), dtype=torch.bool, device=values.device)
-    chosen[values.abs().flatten().topk(count).indices] = True
+    chosen[values.flatten().topk(round(share * values.numel())).indices] = True
     return chosen.view(values.shape)
 
 
@@ -75,11 +74,8 @@ class MaskOptions:
     share: float = 0.5
 
     def __post_init__(self):
-        require_share(share=self.share)
-        if self.share == 0:
-            raise PeftkitError("share is 0; accepted: above 0 up to, not including, 1")
-        if self.layers is not None:
-            require_count(layers=self.layers)
+        require_part(self.share)
+        require_optional_count(layers=self.layers)
 
 
 def _method(name: str, rule: type[MaskRule]) -> Method:

@@ -3,9 +3,10 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from ...errors import PeftkitError, require_count
+from ...errors import PeftkitError
 from ...models.regions import architecture
 from ..method import Method
+from .checks import require_optional_count
 from .tuner import SelectiveConfig, sites_of
 
 NORMS = r"(?:.*\.)?(?i:[^.]*norm)\.(?:weight|bias)"
@@ -24,8 +25,7 @@ class PartOptions:
     layers: int | None = None
 
     def __post_init__(self):
-        if self.layers is not None:
-            require_count(layers=self.layers)
+        require_optional_count(layers=self.layers)
 
 
 def language_part(model: nn.Module, layers: int | None, within: str = "") -> str:

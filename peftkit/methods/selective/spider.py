@@ -15,8 +15,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...errors import choose, require_count
+from ...errors import choose
 from ..method import Method
+from .checks import require_optional_count
 from .parts import count_selected, language_part
 from .rule import RULES, MaskRule
 from .tuner import SelectiveConfig, Tuned
@@ -66,8 +67,7 @@ class SpiderOptions:
 
     def __post_init__(self):
         choose("mask", self.mask, MASKS)
-        if self.layers is not None:
-            require_count(layers=self.layers)
+        require_optional_count(layers=self.layers)
 
 
 def _config(model, options: SpiderOptions) -> SelectiveConfig:

@@ -173,6 +173,11 @@ def tuned(model: nn.Module, adapter_name: str = "default") -> list[Tuned]:
     return list(found.values())
 
 
+def be_sparse(model: nn.Module, adapter_name: str = "default") -> None:
+    """Save the adapter as a sparse difference from now on."""
+    model.peft_config[adapter_name].sparse = True
+
+
 def out_of_use(model: nn.Module) -> set[int]:
     """Identities of the base's parameters that trained copies stand in for."""
     layers = [module for module in model.modules() if isinstance(module, SelectiveLayer)]
