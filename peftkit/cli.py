@@ -11,7 +11,7 @@ from pathlib import Path
 from .errors import PeftkitError, choose
 
 CELL_TIMEOUT = 7200  # seconds
-NOTEBOOKS = ("00_start_here", "03_zhou2024")
+NOTEBOOKS = ("00_start_here", "02_methods", "03_zhou2024")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -73,10 +73,11 @@ def _figures(options) -> int:
             print(f"{study.bases[0]}: {len(study.missing())} of {len(study.configs())} runs to do", flush=True)
             study.run(workers=options.workers)
     if options.accept and options.tier != "smoke":
-        _accept(checkout, out, options.only, options.tier, main_study(options.tier, store))
+        studies = main_study(options.tier, store) if "03_zhou2024" in options.only else []
+        _accept(checkout, out, options.only, options.tier, studies)
     else:
         for name in options.only:
-            parameters = {"tier": options.tier} | ({"runs": "live"} if name != "00_start_here" else {})
+            parameters = {"tier": options.tier} | ({"runs": "live"} if name == "03_zhou2024" else {})
             _execute(checkout, out, name, parameters)
     if options.tier == "smoke":
         print("the smoke tier proves that everything runs; its figures are not compared")

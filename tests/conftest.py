@@ -227,3 +227,34 @@ def oracle():
         return derive(things, match)
 
     return answer
+
+
+# ---- the matrix of methods and architectures -------------------------------------------------------------------------
+
+MATRIX = pytest.StashKey[dict]()
+
+
+@pytest.fixture(scope="session")
+def matrix(request):
+    """A function (table, row, column, text, notes) that fills a cell of what pytest prints at the end of the run."""
+    tables = request.config.stash.setdefault(MATRIX, {})
+
+    def fill(table: str, row: str, column: str, text: str, notes: list[str] = ()) -> None:
+        tables.setdefault(table, {})[row, column] = text, notes
+
+    return fill
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    numbers: dict[str, int] = {}  # of the notes
+    for table, cells in config.stash.get(MATRIX, {}).items():
+        shown = {place: " ".join([text, *(f"[{numbers.setdefault(note, len(numbers) + 1)}]" for note in notes)])
+                 for place, (text, notes) in cells.items()}
+        rows, columns = (list(dict.fromkeys(place[axis] for place in shown)) for axis in (0, 1))
+        lines = [[table, *columns], *([row, *(shown.get((row, column), "") for column in columns)] for row in rows)]
+        widths = [max(map(len, column)) for column in zip(*lines)]
+        terminalreporter.section("methods and architectures")
+        for line in lines:
+            terminalreporter.write_line("  ".join(map(str.ljust, line, widths)).rstrip())
+    for note, number in numbers.items():
+        terminalreporter.write_line(f"[{number}] {note}")

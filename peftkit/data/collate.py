@@ -2,7 +2,9 @@
 
 Everything that could go wrong with a row is found here, before training starts, and named by split and row.
 """
-from dataclasses import dataclass
+import hashlib
+import os
+from dataclasses import dataclass, field
 
 import datasets
 import torch
@@ -11,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..errors import PeftkitError
+from .packing import pack
 from .tasks import prompt_text
 
 IGNORE = -100
@@ -23,7 +26,8 @@ class Encoded:
 
     prompts, answers: token ids (an answer ends with the end token). pictures: what the processor makes of the images,
     name -> (N, ...) tensor. features: (N, tokens, width) output of the frozen vision tower once it is cached.
-    references: accepted answers; question_ids: as in the data set.
+    references: accepted answers; question_ids: as in the data set. picture_ids: equal for rows about the same picture.
+    image_token: the id that stands for pictures in prompts.
     """
 
     prompts: list[list[int]]
@@ -33,6 +37,8 @@ class Encoded:
     question_ids: list[str]
     pad: int
     features: Tensor | None = None
+    picture_ids: list[str] = field(default_factory=list)
+    image_token: int | None = None
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -56,6 +62,51 @@ class Encoded:
             mask[b, :end] = 1
             labels[b, len(prompt) - 1:end - 1] = torch.tensor(answer)
         return {"input_ids": ids, "attention_mask": mask, "labels": labels, **self._seen(rows)}
+
+    def packed_batch(self, rows: list[int], longest: int = 4096) -> dict[str, Tensor]:
+        """The rows with those about one picture side by side in one sequence, which holds the picture once.
+
+        input_ids, position_ids, labels (P, L) and attention_mask (P, 1, L, L), additive, of P packs; and the packs'
+        features or pictures. A pack that would be longer than `longest` tokens is split. Raises PeftkitError for a
+        row that is longer by itself.
+        """
+        packs = [part for group in self._by_picture(rows) for part in self._split(group, longest)]
+        prefixes = [self.prompts[part[0]][:self._shared(part)] for part in packs]
+        segments = [[(self.prompts[r][len(prefix):], self.answers[r]) for r in part]
+                    for prefix, part in zip(prefixes, packs)]
+        packed = pack(prefixes, segments, self.pad)
+        return {"input_ids": packed.ids, "attention_mask": packed.mask, "position_ids": packed.positions,
+                "labels": packed.labels, **self._seen([part[0] for part in packs])}
+
+    def _by_picture(self, rows: list[int]) -> list[list[int]]:
+        groups: dict[str, list[int]] = {}
+        for r in rows:
+            groups.setdefault(self.picture_ids[r], []).append(r)
+        return [part for group in groups.values() for part in ([group] if self._shares(group) else [[r] for r in group])]
+
+    def _shared(self, rows: list[int]) -> int:
+        """Tokens that the rows' prompts begin with in common; at least the last one of each is left to itself."""
+        if len(rows) == 1:
+            return len(self.prompts[rows[0]])
+        return min(len(os.path.commonprefix([self.prompts[r] for r in rows])),
+                   min(len(self.prompts[r]) for r in rows) - 1)
+
+    def _shares(self, rows: list[int]) -> bool:
+        """Whether the whole picture lies in what the rows have in common."""
+        rest = self.prompts[rows[0]][self._shared(rows):]
+        return self.image_token not in rest
+
+    def _split(self, rows: list[int], longest: int) -> list[list[int]]:
+        shared, parts, length = self._shared(rows), [[]], 0
+        for r in rows:
+            own = len(self.prompts[r]) + len(self.answers[r])
+            if own > longest:
+                raise PeftkitError(f"row {r} has {own} tokens; accepted: up to {longest} in a pack")
+            if parts[-1] and length + own - shared > longest:
+                parts.append([])
+            length = length + own - shared if parts[-1] else own
+            parts[-1].append(r)
+        return parts
 
     def prompt_batch(self, rows: list[int]) -> dict[str, Tensor]:
         """input_ids and attention_mask (B, L) of the prompts, padded on the left for generation; and the pictures."""
@@ -81,7 +132,7 @@ def encode(processor, rows: datasets.Dataset, prompt: str, *, split: str = "trai
     length limit cuts off entirely.
     """
     tokenizer = processor.tokenizer
-    encoded = Encoded([], [], {}, [], [], tokenizer.pad_token_id)
+    encoded = Encoded([], [], {}, [], [], tokenizer.pad_token_id, image_token=getattr(processor, "image_token_id", None))
     parts: dict[str, list[Tensor]] = {}
     _check_columns(rows, split)
     undecoded = rows.cast_column("image", datasets.Image(decode=False)) if _has_image_feature(rows) else rows
@@ -101,6 +152,7 @@ def encode(processor, rows: datasets.Dataset, prompt: str, *, split: str = "trai
             encoded.prompts.append(tokens)
             encoded.answers.append(answer[:max_length - len(tokens)])
             encoded.references.append(list(row["answers"]))
+            encoded.picture_ids.append(_picture_id(parts, offset))
             encoded.question_ids.append(str(row.get("question_id", start + offset)))
     encoded.pictures = {name: _joined(values) for name, values in parts.items()}
     return encoded
@@ -120,6 +172,14 @@ def _one_a_row(processor, name: str, value: Tensor, rows: int) -> Tensor:
         raise PeftkitError(f"{type(processor).__name__} makes {name!r} of shape {tuple(value.shape)} for {rows} rows; "
                            "accepted: pixel_values and pixel_attention_mask with one entry a row (LLaVA, Idefics2)")
     return value
+
+
+def _picture_id(parts: dict[str, list[Tensor]], row: int) -> str:
+    """A hash of what the processor made of a row's picture."""
+    digest = hashlib.sha256()
+    for name, values in sorted(parts.items()):
+        digest.update(values[-1][row].contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _joined(parts: list[Tensor]) -> Tensor:

@@ -3,8 +3,9 @@
     E + f(E D + b_D) U + b_U        E (tokens, width), D (width, rank), U (rank, width), U = 0 at start
 
 No block is touched. Without a non-linearity f, the text map folds into a copy of the embedding table, E (I + D U), and
-the image map into the connector's last linear layer. A tuned connector contains the image map and takes its place. In a
-decoder-only model the generated tokens are embedded too, so they pass the text map in training and in generation.
+the image map into the connector's last linear layer; a head tied to the table keeps the old one. A tuned connector
+contains the image map and takes its place. In a decoder-only model the generated tokens are embedded too, so they pass
+the text map in training and in generation. The rows of a batch may belong to several tasks, each with maps of its own.
 """
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -56,9 +57,9 @@ class Mixture:
     images: Tensor | None
 
     def row_of(self, tokens: Tensor, role: str) -> Tensor:
-        """(..., ) for tokens (..., width): the row that each token belongs to.
+        """(...) for tokens (..., width): the row that each token belongs to.
 
-        Tokens come row by row, those of the text rows equally many each; beams repeat a row.
+        They come row by row: of text equally many a row, of pictures as many as `images` says; beams repeat all rows.
         """
         share = self.images if role == "image" else torch.ones(len(self.tasks), dtype=torch.long)
         if share is None:
@@ -159,7 +160,8 @@ class AdaLinkModel(SiteModel):
     def _enable_peft_forward_hooks(self, *args, adapter_names: list[str] | None = None, **kwargs):
         layers = [module for module in self.model.modules() if isinstance(module, AdaLinkLayer)]
         if adapter_names is not None:
-            mixture = self._mixture(layers, adapter_names, kwargs.get("input_ids", kwargs.get("inputs", *args[:1])))
+            ids = kwargs.get("input_ids", args[0] if args else kwargs.get("inputs"))
+            mixture = self._mixture(layers, adapter_names, ids)
             for layer in layers:
                 layer.mixture = mixture
         try:

@@ -1,8 +1,8 @@
 """Bottleneck adapter: h + s U f(D h), with D (bottleneck, width) and U (width, bottleneck).
 
-insertion says what h is. "after": the output of a sub-layer (Houlsby 2019, Pfeiffer 2021). "parallel": h inside f is the
-sub-layer's input, and the rest its output (He et al. 2022). "zhou": the released code of Zhou 2024 (facts, section 2),
-which adapts the output of the attention, the input of each layer that enters the MLP, and the MLP's output.
+insertion says what h is. "after": the output of a sub-layer (Houlsby 2019, Pfeiffer 2021). "parallel": h inside f is
+the sub-layer's input, and the rest its output (He et al. 2022). "zhou": the released code of Zhou 2024 (facts, section
+2), which adapts the output of the attention, the input of each layer that enters the MLP, and the MLP's output.
 placement says which sub-layers: "attention", "mlp" or "both". Adapters are not linear, so they cannot be merged.
 """
 from dataclasses import dataclass

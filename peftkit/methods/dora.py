@@ -1,6 +1,7 @@
 """DoRA: LoRA whose result is split into direction and magnitude, W' = m (W + s B A) / |W + s B A| (Liu et al. 2024).
 
-m is one learned number an output of each layer and starts at the row norms of W, so that W' = W up to rounding.
+m is one learned number an output of each layer and starts at the row norms of W, so that W' = W up to rounding. Load a
+saved one through peft: transformers' own `load_adapter` drops m (its names do not match; transformers 5.23, peft 0.21.2).
 """
 from .lora import LoraOptions, count_lora, draw_lora, lora_config
 from .method import Method, dimensions

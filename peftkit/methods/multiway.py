@@ -4,8 +4,9 @@
     z = y + AE(y)                        AE: a bottleneck like A, or the released code's W_2 norm(gelu(W_1 y + b)) + c
 
 h is the residual stream between attention and MLP. The paper wraps BEiT-3's blocks, where each token belongs to one
-modality; here the blocks are those of the language model, and the image tokens in input_ids say which is which. U and
-W_2 start at zero, so nothing changes at first; init="released" starts a full AE as the released code does.
+modality; here the blocks are those of the language model, and the image tokens in input_ids say which is which, so
+prepared embeddings alone are refused. U and W_2 start at zero, so nothing changes at first; init="released" starts a
+full AE as the released code does.
 """
 from dataclasses import dataclass
 from functools import partial
@@ -102,14 +103,14 @@ class MultiwayLayer(SiteLayer):
             return self.base_layer(*args, **kwargs)
         if self.ids is None:
             raise PeftkitError("multiway needs input_ids to tell image tokens from text; got prepared embeddings alone")
-        if self.training and self.base_layer.gradient_checkpointing:  # of all of it: h must not leave unwatched
-            kwargs |= {name: None for name in ("past_key_values", "use_cache") if name in kwargs}
-            return self.base_layer._gradient_checkpointing_func(partial(self._run, self.ids, **kwargs), *args)
-        return self._run(self.ids, *args, **kwargs)
+        run = partial(self._run, self.ids, **kwargs)
+        if self.training and self.base_layer.gradient_checkpointing:  # the block's own would hide how h was made
+            return self.base_layer._gradient_checkpointing_func(run, *args)
+        return run(*args)
 
     def _run(self, ids: Tensor, *args, **kwargs) -> Tensor:
         """z of the block; ids: (batch, length)."""
-        h, y = self._watched(*args, **kwargs)  # (batch, length, width)
+        h, y = self._watched(*args, **kwargs)
         for name in self.active:
             images = (ids == self.image_token[name])[..., None]  # (batch, length, 1)
             y = y + torch.where(images, self.multiway_image[name](h), self.multiway_text[name](h))
@@ -118,7 +119,7 @@ class MultiwayLayer(SiteLayer):
         return y
 
     def _watched(self, *args, **kwargs) -> tuple[Tensor, Tensor]:
-        """h, as the block's second norm gets it, and the block's output."""
+        """h, as the block's second norm gets it, and what the block returns; both (batch, length, width)."""
         seen, block = [], self.base_layer
         norm = block.get_submodule(self.norm[self.active[0]])
         watching = norm.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
@@ -132,7 +133,7 @@ class MultiwayLayer(SiteLayer):
 
 
 def _route(model: nn.Module, args: tuple, kwargs: dict) -> None:
-    """Give every layer the ids of this forward pass."""
+    """Before a forward pass, give every layer its ids (a module hook, so that a copy of the model routes to itself)."""
     ids = kwargs.get("input_ids", args[0] if args else None)
     for layer in model.modules():
         if isinstance(layer, MultiwayLayer):

@@ -5,8 +5,8 @@
 P_k and P_v (tokens, heads, head width) are Li & Liang's prefix (2021); the softmax of their own and the gate g, one a
 head, are Zhang et al.'s zero-initialized attention (LLaMA-Adapter, 2023). q carries no position. So a new prefix is an
 exact no-op, needs no cache and no mask, and does not care about padding, about how positions are counted, or about
-gradient checkpointing. reparametrization makes P_k and P_v the output of an MLP during training; what is saved is always
-the plain prefix, so training that goes on from a saved adapter goes on without the MLP.
+gradient checkpointing. reparametrization makes P_k and P_v the output of an MLP during training; what is saved is
+always the plain prefix, so training that goes on from a saved adapter goes on without the MLP and with a new optimizer.
 """
 from dataclasses import dataclass
 from typing import ClassVar

@@ -2,8 +2,8 @@
 
 Without the MLP reparametrization, the form that Zhou 2024 counts (Table 15). It is not an identity at start: random
 keys take part in every softmax. It changes where the sequence starts, so left and right padding disagree (right padding
-is used in training), and gradient checkpointing is refused by peft. It runs on models that keep one plain key-value
-cache and count positions in one dimension. `prefix` has none of these limits.
+is used in training), and gradient checkpointing is refused by peft. Disabling leaves a tuned connector on. It runs on
+models that keep one plain key-value cache and count positions in one dimension. `prefix` has none of these limits.
 """
 from dataclasses import dataclass
 

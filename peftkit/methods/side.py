@@ -1,14 +1,14 @@
 """Side tuning: a small ladder network beside a frozen base, which gradients never enter (LST, Sung et al. 2022).
 
-    s_0 = D_0 h_0;   s_l = mix(s_{l-1}, D_l h_l) + W_l relu(V_l mix);   mix(s, x) = sigmoid(g_l) s + (1 - sigmoid(g_l)) x
+    s_0 = D_0 h_0      m_l = sigmoid(g_l) s_{l-1} + (1 - sigmoid(g_l)) D_l h_l      s_l = m_l + W_l relu(V_l m_l)
     out = h + U s_L,   U zero at start
 
 h_0 ... h_L are the hidden states that enter and leave the base's blocks, normalized over their width; the side network
 is `bottleneck` wide. Its blocks are MLPs, not pruned transformer blocks: the hidden states have been mixed over tokens
-already, and so the ladder needs no cache. The base runs without a graph, which is what saves memory, and why a connector
-in front of it cannot be trained along.
+already, and so the ladder needs no cache. The base runs without a graph, which is what saves memory, and why a
+connector in front of it cannot be trained along.
 """
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -69,14 +69,13 @@ class SideLayer(SiteLayer):
     def forward(self, *args, **kwargs):
         if not self.active:
             return self.base_layer(*args, **kwargs)
-        wanted = kwargs.get("output_hidden_states")
+        asked = kwargs.get("output_hidden_states")
         with torch.no_grad():
             output = self.base_layer(*args, **kwargs | {"output_hidden_states": True, "return_dict": True})
-        change = sum(self.ladder_side[name](output.hidden_states) for name in self.active)
-        output.last_hidden_state = output.last_hidden_state + change.to(output.last_hidden_state.dtype)
-        if not wanted:
-            output.hidden_states = None
-        return output
+        h, hidden = output.last_hidden_state, output.hidden_states
+        h = h + sum(self.ladder_side[name](hidden) for name in self.active).to(h.dtype)
+        shown = self.base_layer.config.output_hidden_states if asked is None else asked
+        return replace(output, last_hidden_state=h, hidden_states=(*hidden[:-1], h) if shown else None)
 
 
 class SideModel(SiteModel):

@@ -97,13 +97,15 @@ class SiteLayer(nn.Module, BaseTunerLayer):
         for name in check_adapters_to_merge(self, adapter_names):
             if name not in getattr(self, self.adapter_layer_names[0]):
                 continue
+            made: dict[int, nn.Parameter] = {}  # values that are one tensor stay one
             for key, value in self.merged_weights(name).items():
                 if safe_merge and not torch.isfinite(value).all():
                     raise ValueError(f"the merged {key} of adapter {name} is not finite")
                 owner, leaf = _owner(self.base_layer, key)
                 old = getattr(owner, leaf)
                 self._unmerged.setdefault(key, old)
-                setattr(owner, leaf, nn.Parameter(value.detach().to(old.dtype), requires_grad=False))
+                merged = nn.Parameter(value.detach().to(old.dtype), requires_grad=False)
+                setattr(owner, leaf, made.setdefault(id(value), merged))
             self.merged_adapters.append(name)
 
     def unmerge(self) -> None:
@@ -127,6 +129,9 @@ class SiteModel(BaseTuner):
         return config.role(key) is not None and not any(f".{name}." in f".{key}." for name in saved)
 
     def _create_and_replace(self, config, adapter_name, target, target_name, parent, current_key) -> None:
+        if isinstance(parent, SiteLayer):
+            raise PeftkitError(f"{current_key} lies in a module that is adapted as a whole; accepted: sites that do "
+                               "not contain each other")
         if not isinstance(target, self.tuner_layer_cls):
             target = self.tuner_layer_cls(target, config.role(current_key))
             target._active_adapter = [adapter_name]

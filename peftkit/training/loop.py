@@ -1,7 +1,7 @@
 """The training loop: one readable accelerate loop for every method and model."""
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import datasets
 import torch
@@ -53,7 +53,9 @@ def train(model: nn.Module, processor, data: datasets.Dataset | Encoded, config:
         print(trainable_map(model).to_string(formatters={"share": "{:.2%}".format}))
     accelerator = _accelerator(config)
     model.to(accelerator.device)  # not prepared: accelerate's wrapper would go on casting to bf16 after training
-    if config.cache_features and encoded.features is None and can_cache(model):
+    if not can_cache(model):  # features that were kept for a run with a frozen tower are of no use to this one
+        encoded = replace(encoded, features=None)
+    elif config.cache_features and encoded.features is None:
         cache_features(model, encoded)
     set_seed(config.seed)
     sampler = LengthBuckets(encoded.lengths(), config.batch_size, config.seed)

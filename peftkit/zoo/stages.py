@@ -9,12 +9,13 @@ from torch.nn import functional as F
 from tqdm import tqdm
 from transformers import get_cosine_schedule_with_warmup
 
+from ..data.packing import Pack, pack
 from ..data.scenes import EMPTY, NUMBER, SHAPE, WORD, degrade, sample_scenes
 from ..data.vocabulary import COLORS, DIGITS, PLACES, SHAPES, WORDS
 from ..models.regions import architecture
 from ..training.features import image_tokens
+from .loss import packed_loss
 from .mix import caption_segments, scene_in_words, seen_segments, segments_of, text_segments
-from .packing import Pack, pack, packed_loss
 from .recipes import Recipe, Stage
 
 NAMES_IN_A_CELL = 1 + len(SHAPES) + len(WORDS) + len(DIGITS)

@@ -1,32 +1,58 @@
-"""Six architectures behind one set of questions: what goes in, the logits, the loss, and greedy decoding by hand."""
+"""Six architectures behind one set of questions, and a process that knows nothing but `import peftkit`."""
 import copy
-from collections.abc import Callable
+import subprocess
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
 import transformers
 from torch import Tensor, nn
 
-from peftkit.methods import leading_tokens
+import peftkit
 
 IGNORE = -100  # label of a position without a loss
-WORDS = 40  # ids from here on are words in every vocabulary
+WORDS = 40, 90  # ids that are words in every vocabulary
 LONGEST = 16  # words of a row, at most
 BASES = {"llava": "tiny_llava", "idefics2": "tiny_idefics2", "qwen2_vl": "qwen2_vl", "paligemma": "paligemma",
          "t5": "t5", "blip": "blip"}
+IMAGE_TOKENS = {"llava": 9, "idefics2": 9, "qwen2_vl": 4, "paligemma": 4}
+PICTURES = {"llava": (3, 48, 48), "idefics2": (1, 3, 48, 48), "qwen2_vl": (16, 96), "paligemma": (3, 16, 16),
+            "blip": (3, 16, 16)}
+WORKER = """
+import copy, sys
+from pathlib import Path
+import peftkit
+import peft, torch, transformers
+transformers.logging.disable_progress_bar()
+torch.set_num_threads(1)
+bases = {}
+for line in sys.stdin:
+    kind, base, adapter, answer = line.split()
+    try:
+        if base not in bases:
+            bases[base] = getattr(transformers, kind).from_pretrained(base).eval()
+        model, seen = peft.PeftModel.from_pretrained(copy.deepcopy(bases[base]), adapter).eval(), []
+        for name, module in model.named_modules():
+            if name.endswith("text_decoder"):
+                module.register_forward_hook(lambda module, args, output: seen.append(output.logits))
+        with torch.no_grad():
+            output = model(**torch.load(Path(base) / "inputs.pt"))
+        torch.save(seen[0] if seen else output.logits, answer)
+        print("done", flush=True)
+    except Exception as error:
+        print(repr(error).replace(chr(10), " "), flush=True)
+"""
 
 
 @dataclass(frozen=True)
 class Case:
-    """An architecture. base: the model, never changed; image: its image token; image_tokens: how many stand for a
-    picture; picture: a function from a row of noise (3, 48, 48) to the model's picture tensors, one a row."""
+    """An architecture. base: the model, never changed; folder: where it is saved, with the inputs of two rows."""
 
     name: str
     base: nn.Module
-    image: int = -1
-    image_tokens: int = 0
-    pictures: Callable[[int], dict[str, Tensor]] = lambda rows: {}
+    folder: Path
 
     @property
     def decodes(self) -> bool:
@@ -34,100 +60,123 @@ class Case:
         return self.name in ("t5", "blip")
 
     def inputs(self, *lengths: int, side: str = "right", seed: int = 0, positions: bool = False) -> dict[str, Tensor]:
-        """Rows of a picture and `length` words, padded on a side; the question's positions, if asked for."""
+        """Rows of a picture and `length` words, padded on a side; with positions, they are counted by the mask."""
         generator = torch.Generator().manual_seed(seed)
-        rows = [torch.cat([torch.full((self.image_tokens,), self.image),
-                           torch.randint(WORDS, 90, (LONGEST,), generator=generator)[:length]])
-                for length in lengths]
-        pad = lambda values: nn.utils.rnn.pad_sequence(values, batch_first=True, padding_side=side)
-        ids, mask = pad(rows), pad([torch.ones_like(row) for row in rows])
-        made = {"input_ids": ids, "attention_mask": mask, **self.pictures(len(rows))}
+        image = torch.full((IMAGE_TOKENS.get(self.name, 0),), getattr(self.base.config, "image_token_id", -1))
+        words = torch.randint(*WORDS, (len(lengths), LONGEST + 4), generator=generator)
+        rows = [torch.cat([image, row[:length]]) for row, length in zip(words, lengths)]
+        ids, mask = (nn.utils.rnn.pad_sequence(values, batch_first=True, padding_side=side)
+                     for values in (rows, list(map(torch.ones_like, rows))))
+        made = {"input_ids": ids, "attention_mask": mask}
         if self.decodes:
-            made["decoder_input_ids"] = torch.randint(WORDS, 90, (len(rows), 4), generator=generator)
+            made["decoder_input_ids"] = words[:, LONGEST:]
+        if self.name in PICTURES:
+            pictures = torch.randn(len(lengths), *PICTURES[self.name], generator=generator)
+            made["pixel_values"] = pictures.flatten(0, 1) if self.name == "qwen2_vl" else pictures
         if self.name == "qwen2_vl":
-            made["mm_token_type_ids"] = (ids == self.image).long()
+            made["mm_token_type_ids"] = (ids == image[0]).long()
+            made["image_grid_thw"] = torch.tensor([[1, 4, 4]] * len(ids))
         if self.name == "paligemma":
             made["token_type_ids"] = torch.zeros_like(ids)
-        if positions and self.name in ("llava", "idefics2", "paligemma"):  # the others count by the mask, or not at all
+        if positions and self.name in ("llava", "idefics2", "paligemma"):  # the other types take none, or count so
             made["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0) + (self.name == "paligemma")
         return made
 
+    @torch.no_grad()
     def logits(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
-        """(rows, length, vocabulary), of the words of the decoder if there is one, without a prompt's positions."""
+        """(rows, length, vocabulary), of the decoder's words if there is a decoder, never of a prompt's positions."""
+        length = inputs["decoder_input_ids" if self.decodes else "input_ids"].shape[1]
         if self.name != "blip":
-            return model(**inputs).logits[:, leading_tokens(model):]
+            return model(**inputs).logits[:, -length:]
         seen = []  # BLIP keeps its decoder's logits to itself
-        watching = model.get_submodule(_decoder_path(model)).register_forward_hook(
-            lambda module, args, output: seen.append(output.logits))
-        try:
-            model(**inputs)
-        finally:
-            watching.remove()
+        decoder = next(module for name, module in model.named_modules() if name.endswith("text_decoder"))
+        watching = decoder.register_forward_hook(lambda module, args, output: seen.append(output.logits))
+        model(**inputs)
+        watching.remove()
         return seen[0]
 
     def loss(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
         """The model's own loss on words."""
         inputs = dict(inputs)
-        labels = inputs.pop("decoder_input_ids") if self.decodes else (
-            inputs["input_ids"].where(inputs["input_ids"] >= WORDS, IGNORE))
-        return model(**inputs, labels=labels).loss
+        ids = inputs.pop("decoder_input_ids") if self.decodes else inputs["input_ids"]
+        return model(**inputs, labels=ids.where(ids >= WORDS[0], IGNORE)).loss
 
-    def generated(self, model: nn.Module, inputs: dict[str, Tensor], tokens: int) -> Tensor:
-        """Greedy `generate`: (rows, tokens) of what is new."""
+    def generated(self, model: nn.Module, inputs: dict[str, Tensor], tokens: int) -> tuple[Tensor, Tensor]:
+        """What greedy `generate` adds: tokens (rows, tokens), and the logits that it chose them by."""
         inputs = {name: value for name, value in inputs.items() if name != "decoder_input_ids"}
-        return model.generate(**inputs, max_new_tokens=tokens, do_sample=False)[:, -tokens:]
+        image = [self.base.config.image_token_id] if self.name in IMAGE_TOKENS else None
+        output = model.generate(**inputs, max_new_tokens=tokens, do_sample=False, suppress_tokens=image,
+                                return_dict_in_generate=True, output_logits=True)
+        return output.sequences[:, -tokens:], torch.stack(output.logits, dim=1)
 
-    def decoded(self, model: nn.Module, inputs: dict[str, Tensor], tokens: int) -> Tensor:
-        """The same by repeated forward passes over the whole sequence."""
+    def decoded(self, model: nn.Module, inputs: dict[str, Tensor], tokens: int) -> tuple[Tensor, Tensor]:
+        """The same by a forward pass over the whole sequence for each token."""
         inputs, rows = dict(inputs), len(inputs["input_ids"])
+        longer = {"input_ids": None, "attention_mask": 1, "mm_token_type_ids": 0, "token_type_ids": 1}  # None: itself
         if self.decodes:
-            start = model.config.decoder_start_token_id if self.name == "t5" else model.config.text_config.bos_token_id
-            inputs["decoder_input_ids"] = torch.full((rows, 1), start)
-        longer = {"decoder_input_ids": None} if self.decodes else {
-            "input_ids": None, "attention_mask": 1, "mm_token_type_ids": 0, "token_type_ids": 1}
-        new = []
+            first, longer = {"t5": 0, "blip": 1}[self.name], {"decoder_input_ids": None}
+            inputs["decoder_input_ids"] = torch.full((rows, 1), first)
+        new, logits = [], []
         for _ in range(tokens):
-            new.append(self.logits(model, inputs)[:, -1].argmax(-1))
-            for name in longer.keys() & inputs.keys():
-                value = new[-1] if longer[name] is None else torch.full((rows,), longer[name])
-                inputs[name] = torch.cat([inputs[name], value[:, None]], dim=1)
-        return torch.stack(new, dim=1)
+            logits.append(self.logits(model, inputs)[:, -1])
+            allowed = logits[-1].clone()
+            if self.name in IMAGE_TOKENS:
+                allowed[:, self.base.config.image_token_id] = -torch.inf
+            new.append(allowed.argmax(-1))
+            for name, value in longer.items():
+                if name in inputs:
+                    value = new[-1] if value is None else torch.full((rows,), value)
+                    inputs[name] = torch.cat([inputs[name], value[:, None]], dim=1)
+        return torch.stack(new, dim=1), torch.stack(logits, dim=1)
 
 
-def _decoder_path(model: nn.Module) -> str:
-    return next(name for name, _ in model.named_modules() if name.rpartition(".")[2] == "text_decoder")
+class FreshProcess:
+    """A Python that imports peftkit and then peft, and loads saved adapters as any user would."""
+
+    def __init__(self):
+        self.process = subprocess.Popen([sys.executable, "-c", WORKER], cwd=Path(peftkit.__file__).parents[1],
+                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def logits(self, case: Case, adapter: Path) -> Tensor:
+        """Of the case's two rows, by `peft.PeftModel.from_pretrained`."""
+        answer = adapter / "logits.pt"
+        print(type(case.base).__name__, case.folder, adapter, answer, file=self.process.stdin, flush=True)
+        report = self.process.stdout.readline().strip()
+        assert report == "done", report
+        return torch.load(answer)
 
 
-def _changed(config, **values):
-    config = copy.deepcopy(config)
-    for name, value in values.items():
-        setattr(config, name, value)
-    return config
+@pytest.fixture(scope="session")
+def fresh_process():
+    """One for all tests: importing takes seconds."""
+    fresh = FreshProcess()
+    yield fresh
+    fresh.process.stdin.close()
+    fresh.process.wait()
+    fresh.process.stdout.close()
 
 
-def _noise(*shape: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
-
-
-PICTURES = {
-    "llava": lambda rows: {"pixel_values": _noise(rows, 3, 48, 48)},
-    "idefics2": lambda rows: {"pixel_values": _noise(rows, 1, 3, 48, 48)},
-    "qwen2_vl": lambda rows: {"pixel_values": _noise(16 * rows, 96), "image_grid_thw": torch.tensor([[1, 4, 4]] * rows)},
-    "paligemma": lambda rows: {"pixel_values": _noise(rows, 3, 16, 16)},
-    "blip": lambda rows: {"pixel_values": _noise(rows, 3, 16, 16)},
-    "t5": lambda rows: {},
-}
-IMAGE_TOKENS = {"llava": 9, "idefics2": 9, "qwen2_vl": 4, "paligemma": 4, "t5": 0, "blip": 0}
+@torch.no_grad()
+def _leave_zeros_and_ones(base: nn.Module) -> None:
+    """Move all weights a little: with new biases and norms, much that is wrong would change nothing."""
+    generator = torch.Generator().manual_seed(2)
+    for parameter in base.parameters():
+        parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
 
 
 @pytest.fixture(scope="session", params=BASES)
-def case(request):
-    """Each architecture in turn, a copy of its tiny model that never ends a sentence."""
+def case(request, tmp_path_factory):
+    """Each architecture in turn, with a copy of its tiny model that never ends a sentence."""
     name = request.param
     base = copy.deepcopy(request.getfixturevalue(BASES[name]).model)
-    if name == "t5":  # in transformers 5.23 its cache has as many layers as the encoder, so the decoder has fewer
-        base = transformers.T5ForConditionalGeneration(_changed(base.config, num_layers=3, num_decoder_layers=2)).eval()
-    base.generation_config.eos_token_id = None
-    if name == "blip":  # its `generate` reads it here
+    if name == "t5":  # the cache of transformers 5.23 has as many layers as the encoder, so the decoder gets fewer
+        config = transformers.T5Config(**base.config.to_dict() | {"num_layers": 3, "num_decoder_layers": 2})
+        base = transformers.T5ForConditionalGeneration(config).eval()
+    if name == "blip":  # it asks its configuration where a sentence ends
         base.config.text_config.sep_token_id = -1
-    return Case(name, base, getattr(base.config, "image_token_id", -1), IMAGE_TOKENS[name], PICTURES[name])
+    base.generation_config.eos_token_id = None
+    _leave_zeros_and_ones(base)
+    case = Case(name, base, tmp_path_factory.mktemp(name))
+    base.save_pretrained(case.folder)
+    torch.save(case.inputs(6, 6), case.folder / "inputs.pt")
+    return case

@@ -182,6 +182,25 @@ def test_rows_of_several_tasks_share_a_batch(case, options):
     assert not any(layer.mixture for layer in maps(model).values())
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("case", ["llava", "qwen2_vl"], indirect=True)
+def test_pictures_follow_the_rows_that_show_them(case):
+    model, tasks = several(case), ["default", "wide", "__base__", "text"]
+    inputs, per_row = case.inputs(6, 6, 6, 6), (0, 2, 1, 1)
+    ids, image = inputs["input_ids"], case.base.config.image_token_id
+    shown = (ids == image).sum(1)[0]  # tokens of one picture
+    picture = torch.cat([torch.full((int(shown),), image), torch.tensor([41])])
+    rows = [torch.cat([*[picture] * count, row]) for count, row in zip(per_row, ids[:, shown:])]
+    ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    inputs |= {"input_ids": ids, "attention_mask": (ids > 0).long()}
+    if case.name == "qwen2_vl":
+        inputs["mm_token_type_ids"] = (ids == image).long()
+    mixed = case.logits(model, inputs | {"adapter_names": tasks})
+    for row, task in enumerate(tasks):
+        alone = case.logits(model, inputs | {"adapter_names": [task] * 4})
+        assert (mixed[row] - alone[row]).abs().max() < TOLERANCE
+
+
 @pytest.mark.parametrize("beams", [1, 2])
 def test_generation_serves_several_tasks_at_once(case, beams):
     model, tasks = several(case), ["wide", "__base__", "default"]
@@ -230,7 +249,7 @@ def test_without_one_modalitys_map_its_tokens_are_the_bases_bit_for_bit(case, ze
     maps(model)[zeroed].adalink_up["default"].weight.zero_()
     changed = (entering(model, inputs) != entering(case.base, inputs)).any(-1)
     ids = inputs["input_ids"]
-    images, words = ids == case.image, (ids != case.image) & (ids > 0)
+    images, words = ids == case.base.config.image_token_id, (ids != case.base.config.image_token_id) & (ids > 0)
     kept, adapted = (images, words) if zeroed == "image" else (~images, images)
     assert adapted.any() and changed[adapted].all() and not changed[kept].any()
 

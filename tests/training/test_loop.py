@@ -131,6 +131,14 @@ def test_a_tower_that_trains_is_not_cached(tiny_llava):
     assert can_cache(injected(tiny_llava)) and not can_cache(tiny_llava.model)
 
 
+def test_a_tower_that_trains_does_not_use_features_that_were_kept_for_another_run(tiny_llava, llava_rows):
+    kept = cache_features(tiny_llava.model, dataclasses.replace(llava_rows))
+    start = weights(injected(tiny_llava, "full"))
+    _, end = run(tiny_llava, kept, method="full")
+    moved = [not torch.equal(end[name], value) for name, value in start.items() if "vision_tower" in name]
+    assert any(moved) and kept.features is not None
+
+
 # ---- steps, rates and schedules --------------------------------------------------------------------------------------
 
 def test_accumulation_equals_the_larger_batch(tiny_llava, llava_rows):

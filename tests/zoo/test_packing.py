@@ -10,7 +10,8 @@ from torch.nn import functional as F
 from peftkit.data.collate import IGNORE
 from peftkit.data.scenes import sample_scenes
 from peftkit.zoo.mix import caption_segments, scene_in_words, seen_segments
-from peftkit.zoo.packing import pack, packed_loss
+from peftkit.data.packing import pack
+from peftkit.zoo.loss import packed_loss
 from peftkit.zoo.stages import Pretraining
 
 SCENES = sample_scenes(np.random.default_rng(5), 2, "train")

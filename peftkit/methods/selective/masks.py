@@ -46,7 +46,7 @@ class MagnitudeMask(FixedMask):
     """The `share` of entries with the smallest pre-trained values train."""
 
     def choose(self, tensor: Tuned) -> Tensor:
-        return ~largest(tensor.start().abs(), 1 - self.share)
+        return largest(-tensor.start().abs(), self.share)
 
 
 class GradientMask(MaskRule):

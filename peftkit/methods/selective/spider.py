@@ -31,7 +31,7 @@ def importance(values: Tensor) -> Tensor:
     if not size.any():
         return torch.zeros_like(size)
     spread = size.std() if size.numel() > 1 else size.new_zeros(())
-    return torch.sigmoid((size - size.mean()) / spread if spread > 0 else torch.zeros_like(size))
+    return size.sub_(size.mean()).div_(spread).sigmoid_() if spread > 0 else size.fill_(0.5)
 
 
 def selection_mask(start: Tensor, accumulated: Tensor, weighted: bool = True) -> Tensor:
@@ -41,7 +41,7 @@ def selection_mask(start: Tensor, accumulated: Tensor, weighted: bool = True) ->
     if not weighted:
         return selected.to(start.dtype)
     ratio = torch.where(selected, now / (before + now), 0.0)
-    return (ratio / ratio[selected].mean()).clamp(max=1.0) if selected.any() else ratio
+    return (ratio / (ratio.sum() / selected.sum())).clamp_(max=1.0) if selected.any() else ratio
 
 
 class Spider(MaskRule):

@@ -1,6 +1,7 @@
 """Model Tailor: after training, keep a patch of each linear layer and make up for the rest (Zhu et al. 2024).
 
-arXiv 2402.12048. A layer at a time, W (out, in), with the inputs X (in, tokens) of calibration batches; blocks of 128 columns:
+arXiv 2402.12048. A layer at a time, W (out, in), with the inputs X (in, tokens) of calibration batches; in blocks of
+128 columns:
 
     H = X X^T + damping * mean(diag) * 1;   U: upper Cholesky factor of H^-1
     score = 0.8 z(|W - W0|) + 0.2 z(W^2 / diag(U)^2)         z: over each row inside the block

@@ -16,7 +16,6 @@ from ..tuner import SiteConfig, SiteLayer, SiteModel
 from .packing import pack, unpack
 from .weights import Weights, flat
 
-
 @dataclass
 class SelectiveConfig(SiteConfig):
     """sites: "weights" names parameters (not modules) by path; "added_bias" names biases, of linear layers that have
@@ -44,9 +43,15 @@ class SelectiveLayer(SiteLayer):
     """A module, some of whose parameters (its own, or those of modules inside) are trained as copies."""
 
     adapter_layer_names = ("selective_weights",)
+    other_param_names = ("shared",)  # path -> (layer, path) whose copy a tied parameter uses
+
+    def copies(self, name: str) -> dict[str, nn.Parameter]:
+        """Path -> trained copy of an adapter, those of tied parameters included."""
+        shared = {path: dict(layer.weights(name).items())[its] for path, (layer, its) in self.shared[name].items()}
+        return dict(self.weights(name).items()) | shared
 
     def weights(self, name: str) -> Weights:
-        """The trained copies of an adapter, unpacked."""
+        """The trained copies that this layer itself holds, unpacked."""
         found = self.selective_weights[name]
         for path in found.packed():
             bits, values = found.bits_and_values(path)
@@ -75,14 +80,14 @@ class SelectiveLayer(SiteLayer):
             return self.base_layer(*args, **kwargs)
         if len(active) > 1:
             raise PeftkitError(f"adapters {', '.join(active)} are active at once; accepted: one selective adapter")
-        copies = {path: copy.to(_dtype(self.base_layer)) for path, copy in self.weights(active[0]).items()}
-        return functional_call(self.base_layer, copies, args, kwargs)
+        copies = {path: copy.to(_dtype(self.base_layer)) for path, copy in self.copies(active[0]).items()}
+        return functional_call(self.base_layer, copies, args, kwargs, tie_weights=False)
 
     def merged_weights(self, name: str) -> dict[str, Tensor]:
         if self.merged_adapters:
             raise ValueError(f"adapter {self.merged_adapters[0]} is merged, and {name} would take its place: unmerge "
                              "it first")
-        return dict(self.weights(name).items())
+        return self.copies(name)
 
 
 class SelectiveModel(SiteModel):
@@ -92,7 +97,7 @@ class SelectiveModel(SiteModel):
     tuner_layer_cls = SelectiveLayer
 
     def _prepare_model(self, peft_config, model) -> None:
-        self._wanted = sites_of(model, peft_config)
+        self._wanted, self._first = sites_of(model, peft_config), {}
 
     def _check_target_module_exists(self, config, key: str) -> bool:
         return key in self._wanted
@@ -102,15 +107,21 @@ class SelectiveModel(SiteModel):
             target = SelectiveLayer(target, "weights")
             target._active_adapter = [adapter_name]
             setattr(parent, target_name, target)
-        paths = self._wanted[current_key]
-        copies = {path: nn.Parameter(target.start(path).clone()) for path in paths}
-        kept = {path: config.kept[f"{current_key}.{path}"] for path in paths if f"{current_key}.{path}" in config.kept}
+        copies, kept, target.shared[adapter_name] = {}, {}, {}
+        for path in self._wanted[current_key]:
+            base = _parameter(target.base_layer, path)
+            first = self._first.setdefault(id(base), (target, path)) if base is not None else (target, path)
+            if first != (target, path):
+                target.shared[adapter_name][path] = first
+                continue
+            copies[path] = nn.Parameter(target.start(path).clone())
+            if f"{current_key}.{path}" in config.kept:
+                kept[path] = config.kept[f"{current_key}.{path}"]
         target.selective_weights[adapter_name] = Weights(copies, kept, trainable=not config.inference_mode)
 
     def inject_adapter(self, model, adapter_name, *args, **kwargs) -> None:
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         self.peft_config[adapter_name].kept = {}
-        _tie(model, adapter_name)
 
     def _check_merge_allowed(self) -> None:  # peft's version warns of tied weights, which are safe here
         if any("added_bias" in self.peft_config[name].sites for name in self.active_adapters):
@@ -139,7 +150,6 @@ class SelectiveModel(SiteModel):
                 if f"{key}_bits" in state_dict:
                     state_dict[key] = unpack(state_dict.pop(f"{key}_bits"), state_dict.pop(f"{key}_values"),
                                              layer.start(path))
-        _tie(model, adapter_name)
         return super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
 
 
@@ -162,15 +172,12 @@ class Tuned:
 
 def tuned(model: nn.Module, adapter_name: str = "default") -> list[Tuned]:
     """Every tensor that a selective method trains, tied ones once. Raises PeftkitError if there is none."""
-    _tie(model, adapter_name)
-    found = {}
-    for name, layer in _layers(model, adapter_name):
-        for path, weight in layer.weights(adapter_name).items():
-            found.setdefault(id(weight), Tuned(f"{_base_name(name)}.{path}", weight, layer, path))
+    found = [Tuned(f"{_base_name(name)}.{path}", weight, layer, path) for name, layer in _layers(model, adapter_name)
+             for path, weight in layer.weights(adapter_name).items()]
     if not found:
         raise PeftkitError("the model holds no selective method; accepted: one injected as full, language, connector, "
                            "head, layernorm, bias, spider or one of its rivals")
-    return list(found.values())
+    return found
 
 
 def be_sparse(model: nn.Module, adapter_name: str = "default") -> None:
@@ -182,7 +189,7 @@ def out_of_use(model: nn.Module) -> set[int]:
     """Identities of the base's parameters that trained copies stand in for."""
     layers = [module for module in model.modules() if isinstance(module, SelectiveLayer)]
     return {id(_parameter(layer.base_layer, path)) for layer in layers for name in layer.active
-            for path, _ in layer.weights(name).items()}
+            for path in layer.copies(name)}
 
 
 def sites_of(model: nn.Module, config: SelectiveConfig) -> dict[str, list[str]]:
@@ -206,17 +213,6 @@ def sites_of(model: nn.Module, config: SelectiveConfig) -> dict[str, list[str]]:
 def _layers(model: nn.Module, adapter_name: str) -> list[tuple[str, SelectiveLayer]]:
     return [(name, module) for name, module in model.named_modules()
             if isinstance(module, SelectiveLayer) and adapter_name in module.selective_weights]
-
-
-def _tie(model: nn.Module, adapter_name: str) -> None:
-    """Let parameters that the base shares have one trained copy."""
-    first: dict[int, nn.Parameter] = {}
-    for _, layer in _layers(model, adapter_name):
-        weights = layer.selective_weights[adapter_name]
-        for path, copy in list(weights.items()):
-            base = _parameter(layer.base_layer, path)
-            if base is not None and first.setdefault(id(base), copy) is not copy:
-                weights.put(path, first[id(base)])
 
 
 def _parameter(base: nn.Module, path: str) -> nn.Parameter | None:

@@ -1,16 +1,13 @@
 """Several segments about one picture in one sequence: the prefix once, then segments that see it and themselves only.
 
 Loss and gradients equal those of separate samples, because positions restart after the prefix and the mask is
-block-diagonal. Here for pre-training the bundled bases.
+block-diagonal.
 """
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
-
-from ..models.regions import architecture
 
 
 @dataclass(frozen=True)
@@ -43,19 +40,3 @@ def pack(prefixes: list[list[int]], segments: list[list[tuple[list[int], list[in
     allowed = same & torch.ones(shape[1], shape[1], dtype=torch.bool).tril()
     mask = torch.zeros(allowed.shape).masked_fill(~allowed, torch.finfo(torch.float32).min)[:, None]
     return Pack(torch.from_numpy(ids), torch.from_numpy(positions), torch.from_numpy(labels), mask)
-
-
-def packed_loss(model, batch: Pack, image_features: Tensor | None = None) -> Tensor:
-    """Mean cross-entropy over the answer tokens of a pack.
-
-    image_features: (B, image tokens, width), the connector's output, or None for packs of text only.
-    """
-    embeds = model.get_input_embeddings()(batch.ids)  # (B, L, width)
-    if image_features is not None:
-        slots = (batch.ids == model.config.image_token_id)[..., None]
-        embeds = embeds.masked_scatter(slots, image_features.to(embeds.dtype))
-    language = model.get_submodule(architecture(model).language)
-    hidden = language(inputs_embeds=embeds, attention_mask=batch.mask, position_ids=batch.positions,
-                      use_cache=False).last_hidden_state
-    learned = batch.labels != -100
-    return F.cross_entropy(model.lm_head(hidden[learned]), batch.labels[learned])
