@@ -121,7 +121,7 @@ def blip():
 
 @pytest.fixture(scope="session")
 def t5():
-    """T5 1.1 of width 32 (gated, untied head, one more decoder layer than encoder layers): .model, .inputs."""
+    """T5 1.1 of width 32 (gated, tied head, one more decoder layer than encoder layers): .model, .inputs."""
     config = transformers.T5Config(
         vocab_size=VOCABULARY, d_model=32, d_kv=6, d_ff=48, num_layers=2, num_decoder_layers=3, num_heads=4,
         dropout_rate=0.0, feed_forward_proj="gated-gelu", tie_word_embeddings=False, decoder_start_token_id=0,

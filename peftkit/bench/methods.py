@@ -11,7 +11,7 @@ from ..methods import METHODS, inject, rule_of, trainable_count
 from ..models import Base, load
 from ..training import TrainConfig, train
 from ..training.features import cache_features
-from ..training.loop import answer_loss
+from ..training.forward import answer_loss
 
 BATCH, STEPS = 32, 20
 RATE = 1e-4  # small: no method diverges, and the work of a step does not depend on it

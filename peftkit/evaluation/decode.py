@@ -1,5 +1,6 @@
 """Evaluate a model on a task: batched greedy decoding, then the task's metric."""
 import time
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
@@ -59,8 +60,10 @@ def generate_answers(model: nn.Module, processor, encoded: Encoded, max_new_toke
     batches = list(_batches(lengths, batch_size, same_length=leading_tokens(model) > 0))
     for rows in tqdm(batches, desc="answering", unit="batch", disable=not progress):
         batch = {name: value.to(device) for name, value in encoded.prompt_batch(rows).items()}
-        ids = model.generate(**batch, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1,
-                             pad_token_id=encoded.pad)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Position ids are not supported")  # peft's, on every prompt
+            ids = model.generate(**batch, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1,
+                                 pad_token_id=encoded.pad)
         new = ids[:, batch["input_ids"].shape[1]:]
         answers.update(zip(rows, (a.strip() for a in processor.batch_decode(new, skip_special_tokens=True))))
     return [answers[row] for row in range(len(encoded))]

@@ -8,6 +8,7 @@ from peft.utils.other import ModulesToSaveWrapper
 from torch import nn
 
 from ..models.regions import architecture
+from .selective.tuner import SelectiveConfig, tuned
 
 
 def connector_modules(model: nn.Module) -> list[str]:
@@ -34,6 +35,11 @@ def raise_precision(model: nn.Module, base_dtype: torch.dtype) -> None:
                     copy.register_forward_hook(lambda _, args, output: output.to(base_dtype))
 
 
-def is_connector_copy(name: str, region: str | None) -> bool:
-    """Whether a trainable parameter is one of the connector's own weights, not one that a method added there."""
-    return region == "connector" and ("modules_to_save" in name or "selective_weights" in name)
+def connector_copies(model: nn.Module) -> set[int]:
+    """Identities of the parameters that connector="tuned" added, which have a learning rate of their own."""
+    saved = {id(p) for module in model.modules() if isinstance(module, ModulesToSaveWrapper)
+             for p in module.modules_to_save.parameters()}
+    config = getattr(model, "peft_config", {}).get("default")
+    if not isinstance(config, SelectiveConfig):
+        return saved
+    return {id(tensor.weight) for tensor in tuned(model) if config.role(tensor.name) == "connector"}

@@ -85,12 +85,14 @@ def _tune_connector(config: PeftConfig, method: Method, model: nn.Module) -> Non
         raise PeftkitError(f"{method.name} cannot be combined with connector='tuned': {method.refuses_connector}; "
                            "accepted: 'frozen'")
     if isinstance(config, SelectiveConfig) and "connector" in arch.patterns:
-        config.sites["weights"] = "|".join(
-            f"(?:{pattern})" for pattern in (config.sites.get("weights"), arch.region("connector")) if pattern)
+        config.sites["connector"] = arch.region("connector")
         return
     if arch.connector is None:
         raise PeftkitError(f"connector='tuned' is not possible for {kind} models: {NO_CONNECTOR[kind]}; "
                            "accepted: 'frozen'")
+    if set(getattr(config, "sites", ())) == {"image"}:
+        raise PeftkitError("modality='image' has nothing left to adapt with connector='tuned', which takes the map's "
+                           "place; accepted: 'text' or 'both', or connector='frozen'")
     config.modules_to_save = connector_modules(model)
 
 

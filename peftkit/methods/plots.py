@@ -48,7 +48,7 @@ ARROWS = [
 TAGS = [  # method, x, y (center)
     ("full", 17, 73), ("connector", 20, 20), ("adalink", 10.5, 25.5), ("adalink", 29, 25.5), ("prompt", 4.4, 31),
     ("side", 3.5, 49), ("head", 30, 67), ("language", 34, 41), ("spider", 35.5, 62), ("random-mask", 35.5, 59),
-    ("magnitude-mask", 35.5, 56), ("gradient-mask", 35.5, 53), ("half", 35.5, 50),
+    ("magnitude-mask", 35.5, 56), ("gradient-mask", 35.5, 53), ("l2-sp", 35.5, 50), ("half", 35.5, 47),
     ("bias", 80, 1), ("lora", 86.5, 1), ("dora", 93, 1), ("layernorm", 82.5, 9), ("layernorm", 85.5, 44),
     ("ia3", 73, 22), ("ia3", 85, 22), ("ia3", 75, 65), ("prefix", 95.5, 27), ("prefix-peft", 94.5, 22),
     ("adapter", 66, 49.5), ("adapter", 84, 49.5), ("adapter", 63, 72.6), ("multiway", 57, 61), ("multiway", 51, 78),

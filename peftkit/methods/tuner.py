@@ -3,6 +3,7 @@
 A tuner file states a configuration, a layer with its formula, and nothing that is written here.
 """
 import re
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -140,6 +141,12 @@ class SiteModel(BaseTuner):
 
     def _replace_module(self, parent, child_name, new_module, child) -> None:
         setattr(parent, child_name, new_module)  # peft's version copies a .weight that composite modules do not have
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args, adapter_names: list[str] | None = None, **kwargs):
+        if adapter_names is not None:
+            raise PeftkitError(f"{type(self).__name__} takes no adapter_names; accepted: one active adapter a batch")
+        yield
 
     @classmethod
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:

@@ -7,20 +7,20 @@ import datasets
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import get_scheduler, set_seed
 
-from ..data.collate import IGNORE, Encoded, encode
+from ..data.collate import Encoded, encode
 from ..errors import PeftkitError
-from ..methods import leading_tokens, rule_of, trainable_map
-from ..methods.connector import is_connector_copy
-from ..models.regions import architecture, region_of
+from ..methods import rule_of, trainable_map
+from ..methods.connector import connector_copies
+from ..methods.selective.rule import Rule
 from .batches import LengthBuckets
 from .config import TrainConfig
-from .features import cache_features, can_cache, connect
+from .features import cache_features, can_cache
+from .forward import answer_loss
 from .memory import PeakMemory
 
 
@@ -48,6 +48,7 @@ def train(model: nn.Module, processor, data: datasets.Dataset | Encoded, config:
     """
     config = config or TrainConfig()
     encoded = data if isinstance(data, Encoded) else encode(processor, data, prompt, max_length=config.max_length)
+    rule = rule_of(model, config.seed)  # of SPIDER and its rivals
     groups = optimizer_groups(model, config)
     if config.progress:
         print(trainable_map(model).to_string(formatters={"share": "{:.2%}".format}))
@@ -68,15 +69,15 @@ def train(model: nn.Module, processor, data: datasets.Dataset | Encoded, config:
     optimizer, loader, schedule = accelerator.prepare(optimizer, loader, schedule)
     memory, start = PeakMemory(), time.perf_counter()
     model.train()
-    losses, samples = _run(accelerator, model, optimizer, loader, schedule, steps, config)
+    losses, samples = _run(accelerator, model, optimizer, loader, schedule, steps, config, rule)
     model.eval()
     seconds = time.perf_counter() - start
     return TrainResult(losses, steps, samples, seconds, samples / seconds, memory.megabytes())
 
 
-def _run(accelerator, model, optimizer, loader, schedule, steps: int, config: TrainConfig) -> tuple[list[float], int]:
+def _run(accelerator, model, optimizer, loader, schedule, steps: int, config: TrainConfig,
+         rule: Rule | None) -> tuple[list[float], int]:
     losses, pending, samples = [], [], 0
-    rule = rule_of(model, config.seed)  # of SPIDER and its rivals
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     bar = tqdm(total=steps, desc="training", unit="step", disable=not config.progress)
     while len(losses) < steps:
@@ -109,31 +110,15 @@ def _run(accelerator, model, optimizer, loader, schedule, steps: int, config: Tr
     return losses, samples
 
 
-def answer_loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-    """Mean cross-entropy over answer tokens; logits are computed at positions where some row learns, nowhere else.
-
-    batch: as `Encoded.training_batch` makes it, with "features" (B, tokens, width) or the pictures' tensors.
-    """
-    inputs = dict(batch)
-    labels = inputs.pop("labels")  # (B, L)
-    if "features" in inputs:
-        inputs.update(connect(model, inputs.pop("features")))
-    kept = (labels != IGNORE).any(dim=0).nonzero().squeeze(1)  # positions in 0..L-1
-    logits = model(**inputs, logits_to_keep=kept + leading_tokens(model), use_cache=False).logits  # (B, kept, vocabulary)
-    return F.cross_entropy(logits.flatten(0, 1).float(), labels[:, kept].flatten(), ignore_index=IGNORE)
-
-
 def optimizer_groups(model: nn.Module, config: TrainConfig) -> list[dict]:
-    """Two parameter groups: the method at learning_rate, the connector's own weights at theirs. Raises if nothing is
+    """Two parameter groups: the method at learning_rate, a connector tuned along at its own. Raises if nothing is
     trainable."""
-    arch = architecture(model)
-    trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    trainable = [p for p in model.parameters() if p.requires_grad]
     if not trainable:
         raise PeftkitError("the model has no trainable parameters; inject a method first")
-    copied = {name for name, _ in trainable if is_connector_copy(name, region_of(arch, name))}
-    connector = [p for name, p in trainable if name in copied]
-    method = [p for name, p in trainable if name not in copied]
-    groups = [{"params": method, "lr": config.learning_rate}, {"params": connector, "lr": config.connector_rate}]
+    along = connector_copies(model)
+    groups = [{"params": [p for p in trainable if id(p) not in along], "lr": config.learning_rate},
+              {"params": [p for p in trainable if id(p) in along], "lr": config.connector_rate}]
     return [group for group in groups if group["params"]]
 
 

@@ -13,7 +13,7 @@ from peftkit.data.collate import encode
 from peftkit.errors import PeftkitError
 from peftkit.methods import METHODS, load_adapter, trainable_count
 from peftkit.methods.inject import _check_targets
-from peftkit.training.loop import answer_loss
+from peftkit.training.forward import answer_loss
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing")  # peft asks transformers by an old name
 BASES = ("tiny_llava", "tiny_idefics2")
@@ -199,6 +199,7 @@ def test_a_float32_connector_moves_where_a_bfloat16_copy_would_not(base, half, m
     ("adalink", {"rank": 0}, "rank is 0; accepted: a whole number above 0"),
     ("adalink", {"rank": 200}, "rank is 200; accepted: up to 128"),
     ("adalink", {"modality": "picture"}, "unknown modality 'picture'.* accepted: text, image, both"),
+    ("adalink", {"modality": "image", "connector": "tuned"}, "modality='image' has nothing left to adapt"),
     ("multiway", {"enhancer": "bottleneck", "init": "released"}, "unknown init 'released'; accepted: zero"),
     ("side", {"bottleneck": 129}, "bottleneck is 129; accepted: up to 128"),
     ("side", {"connector": "tuned"}, "side cannot be combined with connector='tuned': gradients never enter"),

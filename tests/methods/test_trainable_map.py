@@ -47,6 +47,13 @@ def test_a_trained_copy_counts_in_the_place_of_the_original(tiny_llava, method):
     assert after["trainable"].sum() == trainable_count(tiny_llava.model, method)
 
 
+def test_a_tied_embedding_stays_in_use_when_the_head_alone_is_trained(paligemma):
+    before = peftkit.trainable_map(paligemma.model)
+    after = peftkit.trainable_map(peftkit.inject(copy.deepcopy(paligemma.model), "head"))
+    assert after.loc["language", "total"] == before.loc["language", "total"]
+    assert after.loc["head", "trainable"] == paligemma.model.lm_head.weight.numel()
+
+
 def test_the_dtype_is_that_of_what_is_trained(tiny_llava):
     model = copy.deepcopy(tiny_llava.model).to(torch.bfloat16)
     assert peftkit.trainable_map(model).loc["language", "dtype"] == "bfloat16"

@@ -12,7 +12,8 @@ from peftkit.data.collate import IGNORE, encode
 from peftkit.errors import PeftkitError
 from peftkit.training import features
 from peftkit.training.features import cache_features, can_cache
-from peftkit.training.loop import answer_loss, optimizer_groups, train
+from peftkit.training.forward import answer_loss
+from peftkit.training.loop import optimizer_groups, train
 
 BASES = ("tiny_llava", "tiny_idefics2")
 METHODS = ("lora", "ia3", "adapter", "prefix", "prefix-peft", "prompt", "adalink", "multiway", "spider")

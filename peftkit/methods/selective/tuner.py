@@ -3,6 +3,7 @@
 So the base can be had back at any time, several copies can be switched, and the difference to the base is known to
 rules that need it (SPIDER, L2-SP). The copy computes in the base's precision and merges exactly.
 """
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -16,15 +17,16 @@ from ..tuner import SiteConfig, SiteLayer, SiteModel
 from .packing import pack, unpack
 from .weights import Weights, flat
 
+
 @dataclass
 class SelectiveConfig(SiteConfig):
     """sites: "weights" names parameters (not modules) by path; "added_bias" names biases, of linear layers that have
-    none, which are added and start at zero. rule: the update rule's name, or None, with its options. sparse: save only
+    none, which are added and start at zero; "connector" names the connector's, where it is tuned along. rule: the update rule's name, or None, with its options. sparse: save only
     the entries that differ from the base's. kept: their number, a parameter; it is written when saved, and when loaded
     it gives the sizes of what is in the file."""
 
     TYPE: ClassVar[str] = "selective"
-    ROLES: ClassVar[tuple[str, ...]] = ("weights", "added_bias")
+    ROLES: ClassVar[tuple[str, ...]] = ("weights", "added_bias", "connector")
 
     rule: str | None = None
     rule_options: dict = field(default_factory=dict)
@@ -186,10 +188,11 @@ def be_sparse(model: nn.Module, adapter_name: str = "default") -> None:
 
 
 def out_of_use(model: nn.Module) -> set[int]:
-    """Identities of the base's parameters that trained copies stand in for."""
-    layers = [module for module in model.modules() if isinstance(module, SelectiveLayer)]
-    return {id(_parameter(layer.base_layer, path)) for layer in layers for name in layer.active
-            for path in layer.copies(name)}
+    """Identities of the base's parameters that trained copies stand in for, wherever they were used."""
+    used = Counter(id(p) for module in model.modules() for p in module._parameters.values())
+    replaced = Counter(id(_parameter(layer.base_layer, path)) for layer in model.modules()
+                       if isinstance(layer, SelectiveLayer) for name in layer.active for path in layer.copies(name))
+    return {parameter for parameter, times in replaced.items() if times == used[parameter]}
 
 
 def sites_of(model: nn.Module, config: SelectiveConfig) -> dict[str, list[str]]:

@@ -12,7 +12,7 @@ from peftkit.methods import load_adapter
 from peftkit.methods.selective import dare, graft, tailor
 from peftkit.methods.selective.tailor import BLOCK, inverse_factor, standardized, tailored
 from peftkit.methods.selective.tuner import tuned
-from peftkit.training.loop import answer_loss
+from peftkit.training.forward import answer_loss
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing")
 
@@ -182,7 +182,7 @@ def test_a_frozen_adapter_stays_frozen(toy, batches):
 
 # ---- Model Tailor ----------------------------------------------------------------------------------------------------
 
-def test_a_patch_of_one_row_is_the_least_squares_fit(monkeypatch):
+def test_a_patch_of_one_row_is_the_least_squares_fit():
     x = torch.tensor([[1.0, 2.0, -1.0, 0.5], [2.0, 1.0, 1.0, 0.0]])  # (in, tokens)
     weight, start = torch.tensor([[1.1, 3.0]]), torch.tensor([[1.0, 2.0]])
     factor = inverse_factor(x @ x.T, damping=1e-9)
@@ -236,3 +236,4 @@ def test_tailor_uses_the_layers_inputs_and_returns_other_tensors(toy, batches):
     for tensor, values in zip((first, second), expected):
         assert torch.allclose(tensor.weight, values, rtol=0, atol=1e-5)
     assert all(torch.equal(tensor.weight, tensor.start()) for tensor in (bias, last))
+    assert not any(module._forward_pre_hooks for module in model.modules())

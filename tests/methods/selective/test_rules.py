@@ -11,7 +11,7 @@ from peftkit.methods import load_adapter, rule_of
 from peftkit.methods.selective.masks import largest
 from peftkit.methods.selective.rule import RULES
 from peftkit.methods.selective.tuner import tuned
-from peftkit.training.loop import answer_loss
+from peftkit.training.forward import answer_loss
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing")
 OPTIONS = {"spider": {}, "random-mask": {"share": 0.3}, "magnitude-mask": {"share": 0.3},
