@@ -23,7 +23,12 @@ from peftkit.models.regions import architecture, region_of
 from .matrix import LIMITS, PROMPTS, UNUSED, Cell, Run, expected_regions, limits, perturbed, refusal, same, trained
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # what peft and transformers say of calls that they make themselves
-TOLERANCE, RELATIVE = 1e-5, 1e-6  # of logits, where another order of additions may round otherwise
+TOLERANCE = 1e-5  # of logits, where another order of additions may round otherwise; of the largest, above 1
+
+
+def assert_close(found, expected):
+    """Equal to 1e-5, or to 1e-5 of the largest logit: T5's reach 20, where a float32 rounds at 1e-6."""
+    torch.testing.assert_close(found, expected, rtol=0, atol=TOLERANCE * max(1.0, expected.abs().max().item()))
 
 
 # ---- checks ----------------------------------------------------------------------------------------------------------
@@ -73,7 +78,7 @@ def generation(cell):
     cached, logits = cell.case.generated(cell.model, cell.inputs, tokens=4)
     by_hand, expected = cell.case.decoded(cell.model, cell.inputs, tokens=4)
     assert torch.equal(cached, by_hand)
-    torch.testing.assert_close(logits, expected, rtol=RELATIVE, atol=TOLERANCE)
+    assert_close(logits, expected)
 
 
 def status(cell):
@@ -137,7 +142,7 @@ def merging(cell):
             model.merge_and_unload()
         return
     merged = model.merge_and_unload()
-    torch.testing.assert_close(cell.logits(merged), cell.expected, rtol=RELATIVE, atol=TOLERANCE)
+    assert_close(cell.logits(merged), cell.expected)
     assert not [name for name, module in merged.named_modules()
                 if isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper))]
     names, fresh = (dict(m.named_parameters(remove_duplicate=False)).keys() for m in (merged, cell.case.base))
