@@ -1,5 +1,4 @@
 """Put a PEFT method on a model: `inject` returns an ordinary `peft.PeftModel`."""
-import re
 import warnings
 from dataclasses import fields
 
@@ -16,6 +15,7 @@ from .method import Dimensions, Method
 from .seeding import seed_for
 from .selective import half, l2sp, masks, parts, spider
 from .selective.tuner import SelectiveConfig
+from .tuner import matches
 
 METHODS: dict[str, Method] = {method.name: method for method in (
     *parts.METHODS, lora.METHOD, dora.METHOD, ia3.METHOD, adapter.METHOD, multiway.METHOD, adalink.METHOD,
@@ -101,10 +101,7 @@ def _check_targets(model: nn.Module, config: PeftConfig) -> None:
     names = [name for name, _ in model.named_modules()]
     names += [name for name, _ in model.named_parameters(remove_duplicate=False)]
     for role, pattern in getattr(config, "sites", {}).items():
-        found = role == "added_bias" or any(
-            re.fullmatch(pattern, name) if isinstance(pattern, str) else name.endswith(tuple(pattern))
-            for name in names)
-        if not found:
+        if role != "added_bias" and not any(matches(pattern, name) for name in names):
             raise PeftkitError(f"nothing in this {model.config.model_type} model matches {pattern!r} ({role}); "
                                f"accepted: a pattern for its paths, such as {names[-1]}")
 

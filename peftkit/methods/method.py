@@ -41,6 +41,18 @@ def dimensions(model: nn.Module | Dimensions) -> Dimensions:
                       text.num_hidden_layers, 1 if model.config.model_type == "blip" else 2)
 
 
+def attention_heads(model: nn.Module) -> int:
+    """Heads of each attention in the language model."""
+    text = model.config.get_text_config()
+    return text.num_heads if model.config.is_encoder_decoder else text.num_attention_heads
+
+
+def last_layers(model: nn.Module) -> int:
+    """How many blocks lead to the head: all of a decoder-only model, those of an encoder-decoder's decoder."""
+    text = model.config.get_text_config()
+    return text.num_decoder_layers if model.config.is_encoder_decoder else text.num_hidden_layers
+
+
 def keep_start(name: str, tensor: Tensor, generator: Generator, options) -> None:
     """The `draw` of a method whose initial values are not random."""
 

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from ..errors import require_count
 from ..models.regions import architecture
-from .method import Method, dimensions
+from .method import Method, attention_heads, dimensions
 from .registration import register
 from .tuner import SiteConfig, SiteLayer, SiteModel
 
@@ -145,8 +145,7 @@ class PrefixOptions:
 
 
 def _config(model, options: PrefixOptions) -> PrefixConfig:
-    arch, d, text = architecture(model), dimensions(model), model.config.get_text_config()
-    heads = text.num_heads if model.config.is_encoder_decoder else text.num_attention_heads
+    arch, d, heads = architecture(model), dimensions(model), attention_heads(model)
     query, out = (path.removeprefix(f"{arch.attention_module}.") for path in (arch.query, arch.attention_out))
     inside = arch.attention_out.startswith(f"{arch.attention_module}.")
     return PrefixConfig(sites={"attention": arch.targets((arch.attention_module,))}, tokens=options.tokens, heads=heads,

@@ -5,12 +5,10 @@ keys take part in every softmax. It changes where the sequence starts, so left a
 is used in training), and gradient checkpointing is refused by peft. Disabling leaves a tuned connector on. It runs on
 models that keep one plain key-value cache and count positions in one dimension. `prefix` has none of these limits.
 """
-from dataclasses import dataclass
-
 from peft import PrefixTuningConfig, TaskType
 
-from ..errors import require_count
 from .method import Method, dimensions
+from .prompt import PromptOptions, draw_tokens
 
 REFUSES = {
     "qwen2_vl": "its three-dimensional positions (M-RoPE) are computed from a mask that the prefix makes longer",
@@ -19,17 +17,7 @@ REFUSES = {
 }
 
 
-@dataclass(frozen=True)
-class PrefixPeftOptions:
-    """tokens: number of virtual tokens."""
-
-    tokens: int = 20
-
-    def __post_init__(self):
-        require_count(tokens=self.tokens)
-
-
-def _config(model, options: PrefixPeftOptions) -> PrefixTuningConfig:
+def _config(model, options: PromptOptions) -> PrefixTuningConfig:
     text, size = model.config.get_text_config(), dimensions(model)
     if model.config.is_encoder_decoder:
         return PrefixTuningConfig(task_type=TaskType.SEQ_2_SEQ_LM, num_virtual_tokens=options.tokens,
@@ -41,16 +29,11 @@ def _config(model, options: PrefixPeftOptions) -> PrefixTuningConfig:
         token_dim=size.key_value, num_attention_heads=heads, num_transformer_submodules=1)
 
 
-def _draw(name, tensor, generator, options) -> None:
-    if "prompt_encoder" in name:  # peft's own distribution, that of nn.Embedding
-        tensor.normal_(0.0, 1.0, generator=generator)
-
-
-def _count(model, options: PrefixPeftOptions) -> int:
+def _count(model, options: PromptOptions) -> int:
     d = dimensions(model)
     layers = d.attentions - d.mlps or d.attentions  # of an encoder-decoder, those of the decoder
     return options.tokens * layers * 2 * d.key_value
 
 
-METHOD = Method("prefix-peft", PrefixPeftOptions, _config, _count, draw=_draw, refuses=REFUSES, regions=("prefix",),
+METHOD = Method("prefix-peft", PromptOptions, _config, _count, draw=draw_tokens, refuses=REFUSES, regions=("prefix",),
                 source="Li & Liang 2021; Zhou et al. 2024", formula="tokens × layers × 2 × key-value width")

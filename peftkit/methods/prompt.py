@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from peft import PeftType, PromptTuningConfig, TaskType
 
 from ..errors import require_count
-from .method import Method, dimensions
+from .method import Method, attention_heads, dimensions
 
 REFUSES = {
     "qwen2_vl": "peft drops the position ids, so the picture's three-dimensional positions (M-RoPE) would be lost",
@@ -28,16 +28,16 @@ class PromptOptions:
 
 
 def _config(model, options: PromptOptions) -> PromptTuningConfig:
-    text = model.config.get_text_config()
     kind = TaskType.SEQ_2_SEQ_LM if model.config.is_encoder_decoder else TaskType.CAUSAL_LM
-    heads = text.num_heads if model.config.is_encoder_decoder else text.num_attention_heads
     size = dimensions(model)
     return PromptTuningConfig(task_type=kind, num_virtual_tokens=options.tokens, num_layers=size.mlps,
-                              token_dim=size.width, num_attention_heads=heads, num_transformer_submodules=1)
+                              token_dim=size.width, num_attention_heads=attention_heads(model),
+                              num_transformer_submodules=1)
 
 
-def _draw(name, tensor, generator, options) -> None:
-    if "prompt_encoder" in name:  # peft's own distribution, that of nn.Embedding
+def draw_tokens(name, tensor, generator, options) -> None:
+    """peft's own distribution of virtual tokens, that of nn.Embedding."""
+    if "prompt_encoder" in name:
         tensor.normal_(0.0, 1.0, generator=generator)
 
 
@@ -52,5 +52,5 @@ def leading_tokens(model) -> int:
                if config.peft_type == PeftType.PROMPT_TUNING and config.task_type == TaskType.CAUSAL_LM)
 
 
-METHOD = Method("prompt", PromptOptions, _config, _count, draw=_draw, refuses=REFUSES, regions=("prefix",),
+METHOD = Method("prompt", PromptOptions, _config, _count, draw=draw_tokens, refuses=REFUSES, regions=("prefix",),
                 intrusive=False, source="Lester et al. 2021; Wang et al. 2023", formula="tokens × width")

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from ..errors import require_count
 from ..models.regions import architecture
-from .method import Method, dimensions, require_fits
+from .method import Method, dimensions, last_layers, require_fits
 from .registration import register
 from .tuner import SiteConfig, SiteLayer, SiteModel
 
@@ -98,16 +98,11 @@ class SideOptions:
         require_count(bottleneck=self.bottleneck)
 
 
-def _layers(model) -> int:
-    text = model.config.get_text_config()
-    return text.num_decoder_layers if model.config.is_encoder_decoder else text.num_hidden_layers
-
-
 def _config(model, options: SideOptions) -> SideConfig:
     width = dimensions(model).width
     require_fits(width, bottleneck=options.bottleneck)
     return SideConfig(sites={"model": architecture(model).context.replace(".", r"\.")}, width=width,
-                      layers=_layers(model), bottleneck=options.bottleneck)
+                      layers=last_layers(model), bottleneck=options.bottleneck)
 
 
 def _draw(name, tensor, generator, options) -> None:
@@ -117,7 +112,7 @@ def _draw(name, tensor, generator, options) -> None:
 
 
 def _count(model, options: SideOptions) -> int:
-    width, layers, m = dimensions(model).width, _layers(model), options.bottleneck
+    width, layers, m = dimensions(model).width, last_layers(model), options.bottleneck
     return (layers + 2) * width * m + layers * (2 * m * m + 1)
 
 

@@ -44,7 +44,7 @@ class SiteConfig(PeftConfig):
     def role(self, name: str) -> str | None:
         """The role of the module with this path, or None."""
         for role, pattern in self.sites.items():
-            if re.fullmatch(pattern, name) if isinstance(pattern, str) else _ends_in(name, pattern):
+            if matches(pattern, name):
                 return role
 
 
@@ -157,8 +157,11 @@ class SiteModel(BaseTuner):
         return key
 
 
-def _ends_in(name: str, ends: list[str]) -> bool:
-    return any(name == end or name.endswith(f".{end}") for end in ends)
+def matches(pattern: list[str] | str, name: str) -> bool:
+    """Whether a path fully matches a regular expression, or ends in one of a list of names."""
+    if isinstance(pattern, str):
+        return re.fullmatch(pattern, name) is not None
+    return any(name == end or name.endswith(f".{end}") for end in pattern)
 
 
 def _owner(module: nn.Module, key: str) -> tuple[nn.Module, str]:

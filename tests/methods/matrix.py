@@ -12,6 +12,8 @@ import torch
 import peftkit
 from peftkit.methods import METHODS, rule_of
 
+from .weights import perturb, trained
+
 PROMPTS = ("prompt", "prefix-peft")  # peft's prompt learning: tokens outside the model, no layers inside
 SELECTIVE = ("full", "language", "connector", "head", "layernorm", "bias", "spider", "random-mask", "magnitude-mask",
              "gradient-mask", "l2-sp", "half")
@@ -134,18 +136,9 @@ class Cell:
         return self.folder / "adapter"
 
 
-def trained(model):
-    """Name -> parameter of what is trainable."""
-    return {name: p for name, p in model.named_parameters() if p.requires_grad}
-
-
-@torch.no_grad()
 def perturbed(model):
     """A copy whose trainable weights have moved away from their start."""
-    model, generator = copy.deepcopy(model), torch.Generator().manual_seed(1)
-    for parameter in trained(model).values():
-        parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
-    return model
+    return perturb(copy.deepcopy(model))
 
 
 class Run:

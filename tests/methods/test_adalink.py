@@ -1,5 +1,6 @@
 """AdaLink: the formula, folding, batches of several tasks, and what a map never touches."""
 import copy
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -12,21 +13,14 @@ from peftkit.methods import trainable_count
 from peftkit.methods.adalink import AdaLinkLayer
 from peftkit.papers.zhou2024.shares import llava_7b
 
+from .weights import stir
+
 pytestmark = [pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing"),
               pytest.mark.filterwarnings("ignore:.*tie_word_embeddings")]
 TOLERANCE = 1e-5  # of logits of size 1 in float32
+stir = partial(stir, scale=0.2)
 sighted = pytest.mark.parametrize("case", ["llava", "idefics2", "qwen2_vl", "paligemma"], indirect=True)
 FUNCTIONS = {None: lambda x: x, "tanh": torch.tanh, "relu": torch.relu, "gelu": torch.nn.functional.gelu}
-
-
-def stir(model, seed=1, scale=0.2):
-    """Give what is trainable random values."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.copy_(scale * torch.randn(parameter.shape, generator=generator))
-    return model
 
 
 def injected(base, **options):

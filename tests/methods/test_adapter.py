@@ -1,6 +1,7 @@
 """Bottleneck adapters: where each insertion stands in a block, the presets, the counts, and a user's own model."""
 import copy
 import itertools
+from functools import partial
 
 import peft
 import pytest
@@ -14,29 +15,18 @@ from peftkit.methods import trainable_count
 from peftkit.methods.adalink import AdaLinkConfig
 from peftkit.methods.adapter import PRESETS, AdapterConfig, AdapterLayer, AdapterOptions
 
+from .weights import stir, trained
+
 pytestmark = [pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing"),
               pytest.mark.filterwarnings("ignore:.*tie_word_embeddings")]
 TOLERANCE = 1e-5  # of hidden states of size 1 in float32
+stir = partial(stir, scale=0.3)
 FUNCTIONS = {"tanh": torch.tanh, "relu": torch.relu, "gelu": F.gelu, "silu": F.silu}
 INSERTIONS, PLACEMENTS = ("zhou", "after", "parallel"), ("attention", "mlp", "both")
 
 
-def stir(model, scale=0.3, seed=1):
-    """Give what is trainable random values."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.copy_(scale * torch.randn(parameter.shape, generator=generator))
-    return model
-
-
 def injected(base, **options):
     return peftkit.inject(copy.deepcopy(base), "adapter", bottleneck=8, **options).eval()
-
-
-def trained(model):
-    return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
 def change(layer, x, options):

@@ -15,6 +15,8 @@ from peftkit.methods import METHODS, load_adapter, trainable_count
 from peftkit.methods.inject import _check_targets
 from peftkit.training.forward import answer_loss
 
+from .weights import perturb, trained
+
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing")  # peft asks transformers by an old name
 BASES = ("tiny_llava", "tiny_idefics2")
 DRAWN = ("lora", "adapter", "multiway", "adalink", "prompt", "prefix", "prefix-peft", "side")
@@ -48,19 +50,6 @@ def injected(base, method, dtype=torch.float32, **options):
 @torch.no_grad()
 def logits(model, batch):
     return model(**{name: value for name, value in batch.items() if name != "labels"}).logits
-
-
-def trained(model):
-    return {name: p for name, p in model.named_parameters() if p.requires_grad}
-
-
-@torch.no_grad()
-def perturb(model, scale=0.05):
-    """Move what is trainable away from its start, as training would."""
-    generator = torch.Generator().manual_seed(1)
-    for parameter in trained(model).values():
-        parameter.add_(scale * torch.randn(parameter.shape, generator=generator))
-    return model
 
 
 # ---- counts and initial values ---------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """MultiWay-Adapter: what each module reads, who reads what, the paper's counts, and the ways to run a block."""
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -11,29 +12,18 @@ from peftkit.methods import trainable_count
 from peftkit.methods.method import Dimensions
 from peftkit.methods.multiway import FeedForward, MultiwayLayer
 
+from .weights import stir, trained
+
 pytestmark = [pytest.mark.filterwarnings("ignore:.*gradient_checkpointing"),
               pytest.mark.filterwarnings("ignore:.*requires_grad")]
 TOLERANCE = 1e-5  # of hidden states and logits of size 1 in float32
+stir = partial(stir, scale=0.1)
 BASE, LARGE = (Dimensions(width, width, width, 4 * width, layers, layers) for width, layers in ((768, 12), (1024, 24)))
 sighted = pytest.mark.parametrize("case", ["llava", "idefics2", "qwen2_vl", "paligemma"], indirect=True)
 
 
-def stir(model, scale=0.1, seed=1):
-    """Give what is trainable random values."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.copy_(scale * torch.randn(parameter.shape, generator=generator))
-    return model
-
-
 def injected(base, **options):
     return peftkit.inject(copy.deepcopy(base), "multiway", bottleneck=8, **options).eval()
-
-
-def trained(model):
-    return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
 def bottleneck(module, x, scale=1.0):

@@ -13,6 +13,8 @@ import peftkit
 from peftkit.methods import load_adapter, trainable_count
 from peftkit.methods.prefix import PrefixLayer
 
+from .weights import stir, trained
+
 pytestmark = [pytest.mark.filterwarnings("ignore:.*gradient_checkpointing"),
               pytest.mark.filterwarnings("ignore:.*requires_grad"),
               pytest.mark.filterwarnings("ignore:.*adapter_config")]
@@ -21,22 +23,8 @@ no_blip = pytest.mark.parametrize("case", ["llava", "idefics2", "qwen2_vl", "pal
 MLP = {"reparametrization": 5}
 
 
-def stir(model, seed=1):
-    """Give what is trainable random values."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.copy_(torch.randn(parameter.shape, generator=generator))
-    return model
-
-
 def injected(base, **options):
     return peftkit.inject(copy.deepcopy(base), "prefix", tokens=3, **options).eval()
-
-
-def trained(model):
-    return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
 def by_hand(layer, x):

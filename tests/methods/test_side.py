@@ -1,5 +1,6 @@
 """Side tuning: the ladder's formula, and a base that no gradient enters."""
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -10,19 +11,12 @@ from peftkit.errors import PeftkitError
 from peftkit.methods import trainable_count
 from peftkit.methods.side import SideLayer
 
+from .weights import stir, trained
+
 pytestmark = [pytest.mark.filterwarnings("ignore:.*gradient_checkpointing"),
               pytest.mark.filterwarnings("ignore:.*requires_grad")]
 TOLERANCE = 1e-5  # of hidden states of size 1 in float32
-
-
-def stir(model, scale=0.3, seed=1):
-    """Give what is trainable random values."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.copy_(scale * torch.randn(parameter.shape, generator=generator))
-    return model
+stir = partial(stir, scale=0.3)
 
 
 def injected(base, **options):
@@ -32,10 +26,6 @@ def injected(base, **options):
 def side_of(model):
     (layer,) = (module for module in model.modules() if isinstance(module, SideLayer))
     return layer
-
-
-def trained(model):
-    return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
 def normed(x):

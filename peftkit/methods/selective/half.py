@@ -8,12 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..method import Method
 from ..seeding import seed_for
 from .checks import require_optional_count
-from .parts import count_selected, language_part
-from .rule import RULES, Rule
-from .tuner import SelectiveConfig
+from .rule import Rule, rule_method
 
 
 class HalfFineTuning(Rule):
@@ -53,9 +50,6 @@ class HalfFineTuning(Rule):
         self.steps = int(state["steps"])
 
 
-RULES["half"] = HalfFineTuning
-
-
 @dataclass(frozen=True)
 class HalfOptions:
     """layers: the last so many blocks of the language model; steps_a_round: one round for all of training unless
@@ -68,11 +62,5 @@ class HalfOptions:
         require_optional_count(layers=self.layers, steps_a_round=self.steps_a_round)
 
 
-def _config(model, options: HalfOptions) -> SelectiveConfig:
-    return SelectiveConfig(sites={"weights": language_part(model, options.layers)}, rule="half",
-                           rule_options={"steps_a_round": options.steps_a_round}, sparse=True)
-
-
-METHOD = Method("half", HalfOptions, _config, lambda model, options: count_selected(model, _config(model, options)),
-                merges=True, source="Hui et al. 2024; Huang et al. 2024",
-                formula="all of the last blocks; half of it a round")
+METHOD = rule_method("half", HalfFineTuning, HalfOptions, lambda options: {"steps_a_round": options.steps_a_round},
+                     formula="all of the last blocks; half of it a round", source="Hui et al. 2024; Huang et al. 2024")

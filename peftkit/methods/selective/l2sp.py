@@ -4,11 +4,8 @@ from dataclasses import dataclass
 import torch
 
 from ...errors import require_positive
-from ..method import Method
 from .checks import require_optional_count
-from .parts import count_selected, language_part
-from .rule import RULES, Rule
-from .tuner import SelectiveConfig
+from .rule import Rule, rule_method
 
 
 class L2SP(Rule):
@@ -23,9 +20,6 @@ class L2SP(Rule):
                 tensor.weight.grad.add_(tensor.weight - tensor.start(), alpha=self.strength)
 
 
-RULES["l2-sp"] = L2SP
-
-
 @dataclass(frozen=True)
 class L2SPOptions:
     """layers: the last so many blocks of the language model; strength: of the penalty."""
@@ -38,10 +32,5 @@ class L2SPOptions:
         require_optional_count(layers=self.layers)
 
 
-def _config(model, options: L2SPOptions) -> SelectiveConfig:
-    return SelectiveConfig(sites={"weights": language_part(model, options.layers)}, rule="l2-sp",
-                           rule_options={"strength": options.strength})
-
-
-METHOD = Method("l2-sp", L2SPOptions, _config, lambda model, options: count_selected(model, _config(model, options)),
-                merges=True, source="Li et al. 2018; Huang et al. 2024", formula="all of the last blocks")
+METHOD = rule_method("l2-sp", L2SP, L2SPOptions, lambda options: {"strength": options.strength}, sparse=False,
+                     formula="all of the last blocks", source="Li et al. 2018; Huang et al. 2024")

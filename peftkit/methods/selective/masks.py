@@ -7,12 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..method import Method
 from ..seeding import seed_for
 from .checks import require_optional_count, require_part
-from .parts import count_selected, language_part
-from .rule import RULES, MaskRule
-from .tuner import SelectiveConfig, Tuned
+from .rule import MaskRule, rule_method
+from .tuner import Tuned
 
 
 class FixedMask(MaskRule):
@@ -78,16 +76,7 @@ class MaskOptions:
         require_optional_count(layers=self.layers)
 
 
-def _method(name: str, rule: type[MaskRule]) -> Method:
-    RULES[name] = rule
-
-    def config(model, options: MaskOptions) -> SelectiveConfig:
-        return SelectiveConfig(sites={"weights": language_part(model, options.layers)}, rule=name,
-                               rule_options={"share": options.share}, sparse=True)
-
-    return Method(name, MaskOptions, config, lambda model, options: count_selected(model, config(model, options)),
-                  merges=True, source="Huang et al. 2024", formula="all of the last blocks; the share ends changed")
-
-
-METHODS = tuple(_method(name, rule) for name, rule in
-                (("random-mask", RandomMask), ("magnitude-mask", MagnitudeMask), ("gradient-mask", GradientMask)))
+METHODS = tuple(
+    rule_method(name, rule, MaskOptions, lambda options: {"share": options.share},
+                formula="all of the last blocks; the share ends changed", source="Huang et al. 2024")
+    for name, rule in (("random-mask", RandomMask), ("magnitude-mask", MagnitudeMask), ("gradient-mask", GradientMask)))

@@ -5,7 +5,7 @@ from torch import nn
 
 from ...errors import PeftkitError
 from ...models.regions import architecture
-from ..method import Method
+from ..method import Method, last_layers
 from .checks import require_optional_count
 from .tuner import SelectiveConfig, sites_of
 
@@ -37,8 +37,7 @@ def language_part(model: nn.Module, layers: int | None, within: str = "") -> str
     where = f"(?={within}$)" if within else ""
     if layers is None:
         return where + arch.region("language")
-    text = model.config.get_text_config()
-    total = text.num_decoder_layers if model.config.is_encoder_decoder else text.num_hidden_layers
+    total = last_layers(model)
     if layers > total:
         raise PeftkitError(f"layers is {layers}; accepted: 1 to {total}, the blocks of this model")
     return f"{where}(?={arch.region('language')}){arch.last_blocks(range(total - layers, total))}"
@@ -82,21 +81,24 @@ def _bias(model, options: PartOptions) -> SelectiveConfig:
     return config
 
 
-def _method(name: str, options: type, config, formula: str, source: str, **more) -> Method:
+def selective_method(name: str, options: type, config, formula: str, source: str, **more) -> Method:
+    """A method whose count is that of the parameters which config(model, options) names."""
     return Method(name, options, config, lambda model, given: count_selected(model, config(model, given)),
                   formula=formula, source=source, merges=True, **more)
 
 
 METHODS = (
-    _method("full", WholeOptions, _regions("vision", "connector", "language", "head"), "all parameters",
-            "baseline of all five papers", regions=("vision", "connector", "language", "head")),
-    _method("language", PartOptions, _language(), "all of the language model, or of its last blocks",
-            "Huang et al. 2024"),
-    _method("connector", WholeOptions, _regions("connector"), "all of the connector", "Zhou et al. 2024",
-            regions=("connector",), intrusive=False, refuses={"t5": "it has no picture and no connector"}),
-    _method("head", WholeOptions, _regions("head"), "all of the head, untied from the embeddings",
-            "Tian et al. 2024", regions=("head",), intrusive=False),
-    _method("layernorm", PartOptions, _language(NORMS), "all norms of the language model", "Zhao et al. 2024"),
-    _method("bias", PartOptions, _bias, "all biases of the language model; where it has none, one an output of each "
-            "layer in its blocks", "BitFit, Zaken et al. 2022"),
+    selective_method("full", WholeOptions, _regions("vision", "connector", "language", "head"), "all parameters",
+                     "baseline of all five papers", regions=("vision", "connector", "language", "head")),
+    selective_method("language", PartOptions, _language(), "all of the language model, or of its last blocks",
+                     "Huang et al. 2024"),
+    selective_method("connector", WholeOptions, _regions("connector"), "all of the connector", "Zhou et al. 2024",
+                     regions=("connector",), intrusive=False,
+                     refuses={"t5": "it has no picture and no connector"}),
+    selective_method("head", WholeOptions, _regions("head"), "all of the head, untied from the embeddings",
+                     "Tian et al. 2024", regions=("head",), intrusive=False),
+    selective_method("layernorm", PartOptions, _language(NORMS), "all norms of the language model",
+                     "Zhao et al. 2024"),
+    selective_method("bias", PartOptions, _bias, "all biases of the language model; where it has none, one an output "
+                     "of each layer in its blocks", "BitFit, Zaken et al. 2022"),
 )

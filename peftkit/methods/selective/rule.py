@@ -2,11 +2,15 @@
 
 `peftkit.train` runs the rule that a model was injected with. Elsewhere: Trainer(..., callbacks=[rule_of(model)]).
 """
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from ...errors import PeftkitError
+from ..method import Method
+from .parts import language_part, selective_method
 from .tuner import SelectiveConfig, Tuned, tuned
 
 
@@ -98,6 +102,18 @@ class MaskRule(Rule):
 
 
 RULES: dict[str, type[Rule]] = {}
+
+
+def rule_method(name: str, rule: type[Rule], options: type, told: Callable[[object], dict], *, sparse: bool = True,
+                formula: str, source: str) -> Method:
+    """A method that trains the last blocks of the language model under a rule. told: options -> the rule's own."""
+    RULES[name] = rule
+
+    def config(model: nn.Module, given) -> SelectiveConfig:
+        return SelectiveConfig(sites={"weights": language_part(model, given.layers)}, rule=name,
+                               rule_options=told(given), sparse=sparse)
+
+    return selective_method(name, options, config, formula, source)
 
 
 def rule_of(model: nn.Module, seed: int = 42, adapter_name: str = "default") -> Rule | None:

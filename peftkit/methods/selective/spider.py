@@ -16,11 +16,9 @@ import torch
 from torch import Tensor
 
 from ...errors import choose
-from ..method import Method
 from .checks import require_optional_count
-from .parts import count_selected, language_part
-from .rule import RULES, MaskRule
-from .tuner import SelectiveConfig, Tuned
+from .rule import MaskRule, rule_method
+from .tuner import Tuned
 
 MASKS = ("weighted", "binary")
 
@@ -54,9 +52,6 @@ class Spider(MaskRule):
         return selection_mask(tensor.start(), self.accumulated(tensor), self.kind == "weighted")
 
 
-RULES["spider"] = Spider
-
-
 @dataclass(frozen=True)
 class SpiderOptions:
     """layers: the last so many blocks of the language model (the paper: 2, and the connector); mask: "weighted" or
@@ -70,10 +65,5 @@ class SpiderOptions:
         require_optional_count(layers=self.layers)
 
 
-def _config(model, options: SpiderOptions) -> SelectiveConfig:
-    return SelectiveConfig(sites={"weights": language_part(model, options.layers)}, rule="spider",
-                           rule_options={"kind": options.mask}, sparse=True)
-
-
-METHOD = Method("spider", SpiderOptions, _config, lambda model, options: count_selected(model, _config(model, options)),
-                merges=True, source="Huang et al. 2024", formula="all of the last blocks; about half end changed")
+METHOD = rule_method("spider", Spider, SpiderOptions, lambda options: {"kind": options.mask},
+                     formula="all of the last blocks; about half end changed", source="Huang et al. 2024")
