@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from ..data.collate import IGNORE
 from ..methods import leading_tokens
-from .features import connect
+from .towers import connect
 
 
 def answer_loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:

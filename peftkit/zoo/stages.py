@@ -13,7 +13,7 @@ from ..data.packing import Pack, pack
 from ..data.scenes import EMPTY, NUMBER, SHAPE, WORD, degrade, sample_scenes
 from ..data.vocabulary import COLORS, DIGITS, PLACES, SHAPES, WORDS
 from ..models.regions import architecture
-from ..training.features import image_tokens
+from ..training.towers import image_tokens
 from .loss import packed_loss
 from .mix import caption_segments, scene_in_words, seen_segments, segments_of, text_segments
 from .recipes import Recipe, Stage
