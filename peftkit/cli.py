@@ -11,6 +11,15 @@ from pathlib import Path
 from .errors import PeftkitError, choose
 
 CELL_TIMEOUT = 7200  # seconds
+BENCHES = {
+    "trainer": "our loop against transformers.Trainer with peft, at one and five questions a picture",
+    "packing": "questions about a picture in one sequence against one sequence each: time, memory, equality",
+    "evaluation": "answers to five questions a picture against generate in batches",
+    "compile": "compiled steps against plain ones, and after how many steps they have paid",
+    "grid": "200 runs by the workers of a study against one after the other",
+    "methods": "seconds a step and memory of every method, relative to LoRA",
+    "gpu": "LLaVA-1.5-7B's shape on a GPU against transformers.Trainer with peft",
+}
 NOTEBOOKS = ("00_start_here", "02_methods", "03_zhou2024")
 
 
@@ -43,16 +52,18 @@ def _parser() -> argparse.ArgumentParser:
     build.set_defaults(run=_zoo_build)
     zoo.add_parser("list", help="bases, sizes and zero-shot scores").set_defaults(run=_zoo_list)
 
-    bench = commands.add_parser("bench", help="speed ratios").add_subparsers(required=True, metavar="WHAT")
-    trainer = bench.add_parser("trainer", help="our loop against transformers.Trainer with peft")
-    trainer.add_argument("--base", default="tiny-llava-s")
-    trainer.add_argument("--repeats", type=int, default=5)
-    trainer.set_defaults(run=_bench_trainer)
-    methods = bench.add_parser("methods", help="seconds a step and memory of every method, relative to LoRA")
-    methods.add_argument("--base", default="tiny-llava-s")
-    methods.add_argument("--repeats", type=int, default=5)
-    methods.add_argument("--only", nargs="+", default=None, metavar="METHOD", help="default: all of them")
-    methods.set_defaults(run=_bench_methods)
+    bench = commands.add_parser("bench", help="ratios of speed and memory").add_subparsers(required=True, metavar="WHAT")
+    for name, help_text in BENCHES.items():
+        one = bench.add_parser(name, help=help_text)
+        one.add_argument("--repeats", type=int, default=5, help="alternated pairs that a median is of (default 5)")
+        if name == "methods":
+            one.add_argument("--base", default="tiny-llava-s")
+            one.add_argument("--only", nargs="+", default=None, metavar="METHOD", help="default: all of them")
+        if name == "trainer":
+            one.add_argument("--compile", action="store_true", help="compiled steps on our side")
+        if name == "grid":
+            one.add_argument("--against", type=Path, default=None, help="a checkout of another commit to compare with")
+        one.set_defaults(run=_bench, what=name)
 
     commands.add_parser("methods", help="all methods, side by side").set_defaults(run=_methods)
     return parser
@@ -139,17 +150,12 @@ def _zoo_list(options) -> int:
     return 0
 
 
-def _bench_trainer(options) -> int:
-    from .bench import bench_trainer
+def _bench(options) -> int:
+    from . import bench
 
-    print(bench_trainer(options.base, options.repeats).to_string(index=False))
-    return 0
-
-
-def _bench_methods(options) -> int:
-    from .bench import bench_methods
-
-    print(bench_methods(options.base, options.repeats, options.only).to_string())
+    given = {name: value for name, value in vars(options).items() if name not in ("run", "what")}
+    table = getattr(bench, f"bench_{options.what}")(**given)
+    print(table.to_string())
     return 0
 
 

@@ -3,6 +3,7 @@
 The models are built once a session: a test that changes one deep-copies it.
 """
 import colorsys
+import copy
 import dataclasses
 import os
 import re
@@ -17,11 +18,13 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from peftkit.data.scenes import Thing
 from peftkit.data.sprites import atlas
 from peftkit.data.vocabulary import COLORS, HOME_OF_SHAPE, PLACES, SHAPES, TASTE_OF_COLOR, WORDS
-from peftkit.zoo.processors import build_processor
+from peftkit.zoo.processors import CHAT_TEMPLATE, build_processor
 from peftkit.zoo.recipes import RECIPES, model_config
 
 transformers.logging.set_verbosity_error()
@@ -258,3 +261,41 @@ def pytest_terminal_summary(terminalreporter, config):
             terminalreporter.write_line("  ".join(map(str.ljust, line, widths)).rstrip())
     for note, number in numbers.items():
         terminalreporter.write_line(f"[{number}] {note}")
+
+
+# ---- processors of other makers --------------------------------------------------------------------------------------
+
+class _WithoutVideos(transformers.Qwen2VLProcessor):
+    """Qwen2-VL's own processor but for videos, which it cannot read without torchvision."""
+
+    def check_argument_for_proper_class(self, name, argument):
+        return None if name == "video_processor" else super().check_argument_for_proper_class(name, argument)
+
+
+def _with_words_of(processor, model) -> SimpleNamespace:
+    """A model like the given one that knows the processor's tokens."""
+    config = copy.deepcopy(model.config)
+    config.text_config.vocab_size = len(processor.tokenizer)
+    config.image_token_id = processor.image_token_id
+    return SimpleNamespace(model=_seeded(lambda: type(model)(config)), processor=processor)
+
+
+@pytest.fixture(scope="session")
+def tiny_qwen2_vl(qwen2_vl):
+    """qwen2_vl for the drawn world: .model, .processor (pictures of at most 24 x 24 pixels, or 9 tokens)."""
+    words = build_processor(RECIPES["tiny-llava-s"]).tokenizer
+    fences = ["<|vision_start|>", "<|image_pad|>", "<|vision_end|>", "<|video_pad|>"]
+    words.add_special_tokens({"additional_special_tokens": fences})
+    pictures = Qwen2VLImageProcessorPil(patch_size=4, size={"shortest_edge": 8 * 8, "longest_edge": 24 * 24})
+    template = CHAT_TEMPLATE.replace("<image>", " ".join(fences[:3]))
+    return _with_words_of(_WithoutVideos(pictures, words, None, chat_template=template), qwen2_vl.model)
+
+
+@pytest.fixture(scope="session")
+def tiny_paligemma(paligemma):
+    """paligemma for the drawn world: .model, .processor (4 image tokens)."""
+    words = build_processor(RECIPES["tiny-llava-s"]).tokenizer
+    words.add_tokens("\n")
+    pictures = SiglipImageProcessorPil(size={"height": 16, "width": 16})
+    pictures.image_seq_length = 4
+    return _with_words_of(transformers.PaliGemmaProcessor(pictures, words), paligemma.model)

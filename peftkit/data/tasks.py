@@ -65,6 +65,7 @@ SPECS = {spec.name: spec for spec in (
     TaskSpec("dense_caption", "dense captions of the alignment stage", "seen", "cider", "describe where",
              (q.dense_caption,), max_new_tokens=28),
 )}
+TRIES = 4  # draws for each question wanted, because some repeat
 ZHOU2024 = ("scienceqa", "vizwiz", "iconqa_txt", "iconqa_blank", "flickr30k", "okvqa", "ocrvqa", "vqav2")
 
 
@@ -83,24 +84,26 @@ class Task:
     test: datasets.Dataset
 
 
-def task(name: str, *, train_size: int = 1000, validation_size: int = 200, test_size: int = 400, seed: int = 0) -> Task:
+def task(name: str, *, train_size: int = 1000, validation_size: int = 200, test_size: int = 400, seed: int = 0,
+         questions: int = 1) -> Task:
     """Draw a task of the given sizes (examples per split).
 
     The same name, size and seed give the same rows on every machine; a larger split begins with the smaller one's seed
-    but not its rows. Raises PeftkitError for an unknown name or a size below 1.
+    but not its rows. questions: how many different ones are asked about a picture, one after the other; pictures that
+    do not allow so many have fewer. Raises PeftkitError for an unknown name or a number below 1.
     """
     spec = SPECS[choose("task", name, SPECS)]
     sizes = dict(zip(SPLITS, (train_size, validation_size, test_size)))
-    for split, size in sizes.items():
-        if not isinstance(size, Integral) or size < 1:
-            raise PeftkitError(f"{split}_size is {size!r}; accepted: 1 or more")
-    return _task(spec.name, tuple(sizes.items()), seed)
+    for what, number in [*((f"{split}_size", size) for split, size in sizes.items()), ("questions", questions)]:
+        if not isinstance(number, Integral) or number < 1:
+            raise PeftkitError(f"{what} is {number!r}; accepted: 1 or more")
+    return _task(spec.name, tuple(sizes.items()), seed, questions)
 
 
 @lru_cache(maxsize=32)
-def _task(name: str, sizes: tuple[tuple[str, int], ...], seed: int) -> Task:
+def _task(name: str, sizes: tuple[tuple[str, int], ...], seed: int, questions: int) -> Task:
     spec = SPECS[name]
-    splits = {split: _draw_split(spec, split, size, seed) for split, size in sizes}
+    splits = {split: _draw_split(spec, split, size, seed, questions) for split, size in sizes}
     return Task(name, spec.stands_for, spec.role, spec.metric, spec.prompt, spec.max_new_tokens, **splits)
 
 
@@ -120,7 +123,7 @@ def prompt_text(template: str, row: dict) -> str:
         return choose("prompt column", error.args[0], values)
 
 
-def _draw_split(spec: TaskSpec, split: str, size: int, seed: int) -> datasets.Dataset:
+def _draw_split(spec: TaskSpec, split: str, size: int, seed: int, questions: int) -> datasets.Dataset:
     digest = hashlib.sha256(f"{spec.name}/{split}/{seed}".encode()).digest()
     rng = np.random.default_rng(int.from_bytes(digest[:8], "little"))
     rows = {column: [] for column in FEATURES}
@@ -130,11 +133,23 @@ def _draw_split(spec: TaskSpec, split: str, size: int, seed: int) -> datasets.Da
         if spec.degraded:
             pictures, cut = degrade(rng, pictures)
         for i, key in enumerate(scenes.keys()):
-            question = _ask(spec, scenes.things(i), int(cut[i]), rng)
-            if question is not None and len(rows["image"]) < size:
+            for question in _ask_several(spec, scenes.things(i), int(cut[i]), rng, questions):
+                if len(rows["image"]) == size:
+                    break
                 _append(rows, f"{spec.name}/{split}/{len(rows['image'])}", f"{int(key):016x}", pictures[i], question,
                         spec.annotators)
     return datasets.Dataset.from_dict(rows, features=FEATURES)
+
+
+def _ask_several(spec: TaskSpec, things: list, cut: int, rng: np.random.Generator, number: int) -> list[q.Question]:
+    """Different questions about one picture: `number` of them, or what TRIES draws for each one wanted have found."""
+    found = {}
+    for _ in range(1 if number == 1 else TRIES * number):
+        if question := _ask(spec, things, cut, rng):
+            found.setdefault(question.text, question)
+        if len(found) == number:
+            break
+    return list(found.values())
 
 
 def _ask(spec: TaskSpec, things: list, cut: int, rng: np.random.Generator) -> q.Question | None:

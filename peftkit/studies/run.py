@@ -23,7 +23,7 @@ def run_one(config: dict) -> tuple[dict, pd.DataFrame]:
     """Train and test as `config` says (see `Study.configs`); method "none" only tests.
 
     Returns the record's parts (train_info, metrics, meta_info) and predictions (question_id, prediction, score).
-    What several runs share (base, encoded data, vision features) is kept per process.
+    What several runs share is kept per process (base, encoded data); vision features may lie on disk, for all of them.
     """
     base = _base(config["base"])
     if config["base_hash"] != base.hash:

@@ -70,13 +70,18 @@ class Study:
         """The configurations that the store has no trustworthy record of."""
         return [config for config in self.configs() if self.store.get(config) is None]
 
-    def run(self, workers: int | None = None, progress: bool = True) -> pd.DataFrame:
+    def run(self, workers: int | None = None, progress: bool = True, executor: str = "local",
+            address: str | None = None) -> pd.DataFrame:
         """Do the missing runs and return the study's records, one tidy row a run (see `Record.row`).
 
-        `workers` is the number of processes, by default one a core; 0 does the runs in this process.
+        executor "local" does them on this machine in `workers` processes, by default one a core or one a GPU; 0, the
+        default with one GPU, does them in this process. executor "ray" does them on the Ray cluster at `address`
+        ("HOST:PORT"; by default RAY_ADDRESS, else a new one of this machine alone), at most `workers` at a time.
         Raises `RunsFailed` after the last run if any failed; finished runs are kept and never redone.
+        Raises `PeftkitError` for another executor and, within 30 s, for an address that does not answer.
         """
-        execute(self.missing(), self.store, workers=workers, progress=progress, run_one=self.run_one)
+        execute(self.missing(), self.store, workers=workers, progress=progress, executor=executor, address=address,
+                run_one=self.run_one)
         return self.frame()
 
     def frame(self) -> pd.DataFrame:
@@ -107,9 +112,9 @@ def _listed(variants: Mapping | Sequence[Mapping]) -> Sequence[Mapping]:
 
 
 def _training_fields() -> list[str]:
-    from ..training import TrainConfig
+    from ..training.config import EXECUTION, TrainConfig
 
-    return [item.name for item in fields(TrainConfig) if item.name not in ("seed", "progress")]
+    return [item.name for item in fields(TrainConfig) if item.name not in ("seed", *EXECUTION)]
 
 
 def _check(study: Study) -> None:

@@ -5,6 +5,7 @@ from ..errors import choose, require_count, require_positive, require_share
 
 SCHEDULES = ("cosine", "linear", "constant")
 PRECISIONS = ("fp32", "bf16")
+EXECUTION = ("packing", "compile", "progress")  # settings that change how a run is done and not what it computes
 
 
 @dataclass(frozen=True)
@@ -12,8 +13,10 @@ class TrainConfig:
     """epochs; batch_size (examples an optimizer step sees per accumulation step); learning_rate (peak, of the method);
     connector_learning_rate (peak; a tenth of learning_rate unless given, the ratio of Zhou 2024); schedule;
     warmup_ratio (share of all steps); weight_decay; max_grad_norm; accumulation (batches a step); precision ("fp32",
-    "bf16" autocast); seed (of data order and dropout); max_length (tokens of an example); cache_features (keep the
-    frozen vision tower's output in memory); progress (show a bar)."""
+    "bf16" autocast); seed (of data order and dropout); max_length (tokens of an example); cache_features (run the
+    frozen vision tower once a picture, see `features`); packing (questions about one picture share a sequence, see
+    `data.packing`; the same losses, faster); compile (generated code for the blocks, see `compiled`: for long runs);
+    progress (show a bar)."""
 
     epochs: float = 3
     batch_size: int = 32
@@ -28,6 +31,8 @@ class TrainConfig:
     seed: int = 42
     max_length: int = 2048
     cache_features: bool = True
+    packing: bool = True
+    compile: bool = False
     progress: bool = True
 
     def __post_init__(self):

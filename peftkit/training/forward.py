@@ -6,11 +6,12 @@ from torch.nn import functional as F
 
 from ..data.collate import IGNORE
 from ..methods import leading_tokens
+from .last_block import learned_only
 from .towers import connect
 
 
 def answer_loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-    """Mean cross-entropy over answer tokens; logits are computed at positions where some row learns, nowhere else.
+    """Mean cross-entropy over answer tokens; nothing is computed after the last attention for other positions.
 
     batch: as `Encoded.training_batch` or `Encoded.packed_batch` makes it, with "features" (B, tokens, vision width) or
     the pictures' tensors.
@@ -19,11 +20,12 @@ def answer_loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     labels = inputs.pop("labels")  # (B, L)
     if "features" in inputs:
         inputs.update(connect(model, inputs.pop("features")))
-    kept = (labels != IGNORE).any(dim=0).nonzero().squeeze(1)  # positions in 0..L-1
-    inputs |= {"logits_to_keep": kept + leading_tokens(model), "use_cache": False}
+    learned = labels != IGNORE
+    index = F.pad(learned, (leading_tokens(model), 0)).flatten().nonzero().squeeze(1)  # (N,) of the N answer tokens
     packed = inputs["attention_mask"].ndim == 4
-    logits = (_packed if packed else _plain)(model, inputs).logits  # (B, kept, vocabulary)
-    return F.cross_entropy(logits.flatten(0, 1).float(), labels[:, kept].flatten(), ignore_index=IGNORE)
+    with learned_only(model, index):
+        logits = (_packed if packed else _plain)(model, inputs | {"use_cache": False}).logits[0]  # (N, vocabulary)
+    return F.cross_entropy(logits.float(), labels[learned])
 
 
 def _plain(model: nn.Module, inputs: dict):

@@ -1,12 +1,16 @@
 """The training loop: one readable accelerate loop for every method and model."""
 import math
-import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
+from pathlib import Path
 
 import datasets
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
+from accelerate import Accelerator, skip_first_batches
+from accelerate.utils import send_to_device
 from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -16,12 +20,13 @@ from ..data.collate import Encoded, encode
 from ..errors import PeftkitError
 from ..methods import rule_of, trainable_map
 from ..methods.connector import connector_copies
-from ..methods.selective.rule import Rule
 from .batches import LengthBuckets
+from .checkpoint import Checkpoints, State, resumed
 from .config import TrainConfig
 from .features import cache_features, can_cache
-from .forward import answer_loss
 from .memory import PeakMemory
+from .merged_lora import merged_lora
+from .parallel import AnswerLoss, Part, Parts, hand_back, mean, placed, start
 
 
 @dataclass(frozen=True)
@@ -38,76 +43,98 @@ class TrainResult:
 
 
 def train(model: nn.Module, processor, data: datasets.Dataset | Encoded, config: TrainConfig | None = None, *,
-          prompt: str = "{question}") -> TrainResult:
+          prompt: str = "{question}", checkpoints: Checkpoints | str | Path | None = None) -> TrainResult:
     """Train what is trainable in `model`, in place, on rows of pictures, questions and answers.
 
     data: a split of a task with the task's `prompt` format, or one that `peftkit.data.encode` has prepared.
-    The loss is the mean cross-entropy over the answer tokens of a batch. With `config.progress` the trainable map is
-    printed first and a bar shows loss and samples per second. Raises PeftkitError for a model without
+    checkpoints: a folder; the same call goes on from there after the process was killed (see `Checkpoints`).
+    The loss is the mean cross-entropy over the answer tokens of a step. With `config.progress` the trainable map is
+    printed first and a bar shows loss and samples per second. Under `accelerate launch`, each of n processes takes
+    batch_size of the n * batch_size rows of a batch (see `parallel`). Raises PeftkitError for a model without
     trainable parameters, a bad row, or a loss that is not finite (with the step and the likely cause).
     """
     config = config or TrainConfig()
     encoded = data if isinstance(data, Encoded) else encode(processor, data, prompt, max_length=config.max_length)
-    rule = rule_of(model, config.seed)  # of SPIDER and its rivals
-    groups = optimizer_groups(model, config)
-    if config.progress:
+    cacheable = can_cache(model)
+    accelerator = start(unused=not cacheable)  # LLaVA, for one, does not read the last block of a tower that trains
+    trained = placed(model, accelerator)
+    rule = rule_of(trained, config.seed)  # of SPIDER and its rivals
+    groups = optimizer_groups(trained, config)
+    if config.progress and accelerator.is_main_process:
         print(trainable_map(model).to_string(formatters={"share": "{:.2%}".format}))
-    accelerator = _accelerator(config)
-    model.to(accelerator.device)  # not prepared: accelerate's wrapper would go on casting to bf16 after training
-    if not can_cache(model):  # features that were kept for a run with a frozen tower are of no use to this one
+    if not cacheable:  # features that were kept for a run with a frozen tower are of no use to this one
         encoded = replace(encoded, features=None)
     elif config.cache_features and encoded.features is None:
         cache_features(model, encoded)
-    set_seed(config.seed)
-    sampler = LengthBuckets(encoded.lengths(), config.batch_size, config.seed)
-    loader = DataLoader(range(len(encoded)), batch_sampler=sampler, collate_fn=encoded.training_batch)
-    optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
-    per_epoch = math.ceil(len(loader) / config.accumulation)
-    steps = max(1, round(config.epochs * per_epoch))
+    set_seed(config.seed + accelerator.process_index)
+    pictures = encoded.by_picture(range(len(encoded)))
+    sampler = LengthBuckets(encoded.lengths(), config.batch_size * accelerator.num_processes, config.seed, pictures)
+    longest = model.config.get_text_config().max_position_embeddings
+    packs = config.packing and len(pictures) < len(encoded)
+    tensors = partial(encoded.packed_batch, longest=longest) if packs else encoded.training_batch
+    loader = DataLoader(range(len(encoded)), batch_sampler=sampler, collate_fn=Parts(encoded, tensors, accelerator))
+    optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay, fused=True)
+    steps = max(1, round(config.epochs * math.ceil(len(loader) / config.accumulation)))
     schedule = get_scheduler(config.schedule if config.schedule != "constant" else "constant_with_warmup", optimizer,
                              num_warmup_steps=math.ceil(config.warmup_ratio * steps), num_training_steps=steps)
-    optimizer, loader, schedule = accelerator.prepare(optimizer, loader, schedule)
-    memory, start = PeakMemory(), time.perf_counter()
-    model.train()
-    losses, samples = _run(accelerator, model, optimizer, loader, schedule, steps, config, rule)
+    loss_of, optimizer = accelerator.prepare(AnswerLoss(trained), optimizer)
+    memory, state = PeakMemory(), State(trained, optimizer, schedule, rule)
+    trained.train()
+    with merged_lora(trained), resumed(state, checkpoints, encoded, config, accelerator) as after_step:
+        _run(accelerator, loss_of, loader, state, steps, config, after_step)
+    seconds = state.elapsed()
+    hand_back(trained, model)
     model.eval()
-    seconds = time.perf_counter() - start
-    return TrainResult(losses, steps, samples, seconds, samples / seconds, memory.megabytes())
+    return TrainResult(state.losses, steps, state.samples, seconds, state.samples / seconds, memory.megabytes())
 
 
-def _run(accelerator, model, optimizer, loader, schedule, steps: int, config: TrainConfig,
-         rule: Rule | None) -> tuple[list[float], int]:
-    losses, pending, samples = [], [], 0
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    bar = tqdm(total=steps, desc="training", unit="step", disable=not config.progress)
-    while len(losses) < steps:
-        for batch in loader:
-            with accelerator.accumulate(model):
-                with accelerator.autocast():
-                    loss = answer_loss(model, batch)
-                pending.append(loss.item())
-                _check_finite(pending[-1], len(losses), config)
-                accelerator.backward(loss)
-                if accelerator.sync_gradients:
-                    if rule:
-                        rule.after_backward()
-                    accelerator.clip_grad_norm_(trainable, config.max_grad_norm)
-                optimizer.step()
-                if rule and accelerator.sync_gradients:
-                    rule.after_step()
-                schedule.step()
-                optimizer.zero_grad()
-            samples += len(batch["input_ids"])
-            if accelerator.sync_gradients:
-                losses.append(sum(pending) / len(pending))
-                pending = []
-                rate = bar.format_dict["elapsed"] and samples / bar.format_dict["elapsed"]
-                bar.set_postfix(loss=f"{losses[-1]:.3f}", samples_per_s=f"{rate or 0:.0f}", refresh=False)
-                bar.update()
-                if len(losses) == steps:
-                    break
+def _run(accelerator: Accelerator, loss_of: nn.Module, loader: DataLoader, state: State, steps: int,
+         config: TrainConfig, after_step: Callable[[], None]) -> None:
+    rule, optimizer, done = state.rule, state.optimizer, len(state.losses)
+    trainable = [parameter for parameter in loss_of.parameters() if parameter.requires_grad]
+    hidden = not (config.progress and accelerator.is_main_process)
+    bar = tqdm(total=steps, initial=done, desc="training", unit="step", disable=hidden)
+    for number, parts in zip(range(done, steps), _steps(loader, config.accumulation, done)):
+        loss = _backward(accelerator, loss_of, parts, config)
+        _check_finite(loss, number, config)
+        if rule:
+            rule.after_backward()
+        accelerator.clip_grad_norm_(trainable, config.max_grad_norm)
+        optimizer.step()
+        if rule:
+            rule.after_step()
+        state.schedule.step()
+        optimizer.zero_grad()
+        state.losses.append(loss)
+        state.samples += sum(part.all_rows for part in parts)
+        bar.set_postfix(loss=f"{loss:.3f}", samples_per_s=f"{state.samples / state.elapsed():.0f}", refresh=False)
+        bar.update()
+        after_step()
     bar.close()
-    return losses, samples
+
+
+def _steps(loader: DataLoader, accumulation: int, done: int) -> Iterator[list[Part]]:
+    """The batches of each optimizer step after `done` steps, epoch after epoch; an epoch's last step may have fewer."""
+    loader.batch_sampler.epoch, skipped = divmod(done, math.ceil(len(loader) / accumulation))
+    with torch.random.fork_rng(devices=(), enabled=skipped > 0):  # this epoch drew its number when it began
+        batches = iter(skip_first_batches(loader, skipped * accumulation))
+    while True:
+        while step := list(islice(batches, accumulation)):
+            yield step
+        batches = iter(loader)
+
+
+def _backward(accelerator: Accelerator, loss_of: nn.Module, parts: list[Part], config: TrainConfig) -> float:
+    """The loss of a step, the mean over the answer tokens of all its batches on all processes, and its gradients."""
+    tokens, losses = sum(part.all_tokens for part in parts), []
+    for part in parts:
+        share = part.tokens * accelerator.num_processes / tokens  # gradients become the mean of the processes'
+        with accelerator.no_sync(loss_of) if part is not parts[-1] else nullcontext():
+            with torch.autocast(accelerator.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+                loss = loss_of(send_to_device(part.batch, accelerator.device)) * share
+            accelerator.backward(loss)
+        losses.append(loss.detach())
+    return mean(sum(losses).item(), accelerator)
 
 
 def optimizer_groups(model: nn.Module, config: TrainConfig) -> list[dict]:
@@ -120,13 +147,6 @@ def optimizer_groups(model: nn.Module, config: TrainConfig) -> list[dict]:
     groups = [{"params": [p for p in trainable if id(p) not in along], "lr": config.learning_rate},
               {"params": [p for p in trainable if id(p) in along], "lr": config.connector_rate}]
     return [group for group in groups if group["params"]]
-
-
-def _accelerator(config: TrainConfig) -> Accelerator:
-    precision = "bf16" if config.precision == "bf16" else "no"
-    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
-        AcceleratorState._reset_state()  # accelerate keeps one precision a process; a kit runs many configurations
-    return Accelerator(mixed_precision=precision, gradient_accumulation_steps=config.accumulation)
 
 
 def _check_finite(loss: float, step: int, config: TrainConfig) -> None:

@@ -190,15 +190,15 @@ def test_a_missing_column_and_an_empty_split_are_named(tiny_llava):
 # ---- other processors ------------------------------------------------------------------------------------------------
 
 def test_pictures_of_several_sizes_are_padded_as_the_processor_pads():
-    small, large = torch.ones(2, 1, 3, 4, 2), torch.ones(1, 1, 3, 3, 5)
-    joined = _joined([small, large])
-    assert joined.shape == (3, 1, 3, 4, 5)
-    assert joined.sum() == small.sum() + large.sum()
-    assert torch.equal(joined[:2, ..., :2], small) and torch.equal(joined[2:, :, :, :3], large)
+    tall, wide = torch.ones(1, 3, 4, 2), torch.ones(1, 3, 3, 5)
+    joined = _joined([tall, wide])
+    assert joined.shape == (2, 1, 3, 4, 5)
+    assert joined.sum() == tall.sum() + wide.sum()
+    assert torch.equal(joined[0, ..., :2], tall) and torch.equal(joined[1, :, :, :3], wide)
 
 
 def test_a_processor_whose_pictures_have_no_row_each_is_refused(tiny_llava):
-    class Flat:  # as Qwen2-VL's: all patches of a batch in one list
+    class Flat:  # all patches of a batch in one list, and no word of which are whose
         tokenizer = tiny_llava.processor.tokenizer
 
         def __call__(self, images, text, **kwargs):

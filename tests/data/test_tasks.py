@@ -179,3 +179,29 @@ def test_an_unknown_task_is_named_and_the_accepted_ones_listed_close_matches_fir
 def test_a_bad_size_is_named(split, size):
     with pytest.raises(PeftkitError, match=rf"{split}_size is {size!r}; accepted: 1 or more"):
         peftkit.task("vqav2", **{f"{split}_size": size})
+
+
+@pytest.mark.parametrize("name", ["vqav2", "vizwiz", "iconqa_blank"])
+def test_several_different_questions_are_asked_about_a_picture(name):
+    rows = peftkit.task(name, train_size=60, validation_size=1, test_size=1, questions=5).train
+    assert len(rows) == 60
+    asked = {}
+    for row in rows:
+        asked.setdefault(row["image_id"], []).append((row["question"], row["image"].tobytes()))
+    several = [questions for questions in asked.values() if len(questions) > 1]
+    assert len(several) > 5 and max(map(len, several)) <= 5
+    for questions in several:
+        assert len({text for text, _ in questions}) == len(questions)  # all different
+        assert len({picture for _, picture in questions}) == 1
+    ids = [row["image_id"] for row in rows]
+    assert ids == [key for key, questions in asked.items() for _ in questions]  # side by side
+
+
+def test_most_pictures_of_the_mixed_questions_have_all_five():
+    rows = peftkit.task("vqav2", train_size=200, validation_size=1, test_size=1, questions=5).train
+    assert len(set(rows["image_id"])) <= 44
+
+
+def test_a_number_of_questions_below_one_is_refused():
+    with pytest.raises(PeftkitError, match="questions is 0; accepted: 1 or more"):
+        peftkit.task("vqav2", questions=0)

@@ -26,7 +26,7 @@ def encoded(base):
     parts = [encode(base.processor, task.test, task.prompt) for task in (
         peftkit.task(name, train_size=1, validation_size=1, test_size=4) for name in ("scienceqa", "vqav2"))]
     joined = {field: getattr(parts[0], field) + getattr(parts[1], field)
-              for field in ("prompts", "answers", "references", "question_ids")}
+              for field in ("prompts", "answers", "references", "question_ids", "picture_ids")}
     pictures = {name: torch.cat([part.pictures[name] for part in parts]) for name in parts[0].pictures}
     return dataclasses.replace(parts[0], **joined, pictures=pictures)
 

@@ -8,47 +8,18 @@ import warnings
 from collections import Counter
 from pathlib import Path
 
-import pandas as pd
+import joblib
 import pytest
+import torch
 
-from peftkit.studies.execution import RunsFailed, _Queue, environment, execute
+from peftkit.errors import PeftkitError
+from peftkit.studies.outcome import RunsFailed
 from peftkit.studies.store import RunStore
+from peftkit.studies.workers import default_workers, environment
 
-HERE = __name__
-ANSWERS = pd.DataFrame({"question_id": ["a"], "prediction": ["red"], "score": [1.0]})
+from .runs import config, log_of, run
 
-
-def config(folder, task="vizwiz", seed=0, base="tiny", **options):
-    return {
-        "study": str(folder), "base": base, "base_hash": "0", "method": "lora", "options": options,
-        "task": task, "train_size": 1, "test_size": 1, "seed": seed, "train": {},
-    }  # fmt: skip
-
-
-def fake_run(config):
-    """Leave a line in the study's log; fail, die or dawdle if an option says so."""
-    options = config["options"]
-    with open(Path(config["study"]) / "log", "a") as log:
-        log.write(f"{config['task']} {config['seed']} {os.getpid()} {os.environ.get('OMP_NUM_THREADS')}\n")
-    if "fail" in options:
-        raise FloatingPointError("loss is nan at step 3")
-    if "die" in options:
-        os.kill(os.getpid(), signal.SIGKILL)
-    time.sleep(options.get("sleep", 0))
-    train = {
-        "status": "success", "train_time": 1.0, "num_trainable_params": 1, "num_total_params": 2, "parameters": {},
-        "peak_memory_mb": 1.0, "losses": [], "samples_per_second": 1.0, "steps": 1,
-    }  # fmt: skip
-    metrics = {"metric": "exact_match", "score": 1.0, "num_examples": 1, "eval_time": 0.1}
-    return {"train_info": train, "metrics": metrics, "meta_info": {}}, ANSWERS
-
-
-def log_of(folder):
-    return [line.split() for line in (folder / "log").read_text().splitlines()]
-
-
-def run(configs, folder, **options):
-    return execute(configs, RunStore(folder / "store"), progress=False, run_one=f"{HERE}:fake_run", **options)
+RUNS = config.__module__
 
 
 def test_inline_runs_once(tmp_path):
@@ -57,24 +28,6 @@ def test_inline_runs_once(tmp_path):
     assert [outcome.status for outcome in run(configs, tmp_path, workers=0)] == ["found"] * 3
     assert len(log_of(tmp_path)) == 3
     assert run([], tmp_path) == []
-
-
-def test_queue_keeps_a_worker_on_its_base_and_task():
-    grid = [config("", task, seed, base) for base in "AB" for task in "xy" for seed in range(2)]
-    queue, last, order = _Queue(grid), None, []
-    while job := queue.take(last, [config("", "x", 9, "A")]):
-        last = job[0]
-        order.append(last["base"] + last["task"])
-    assert order[:2] == ["Ay"] * 2 or order[:2] in (["Bx"] * 2, ["By"] * 2)
-    assert order[-2:] == ["Ax"] * 2, "what another worker is at comes last"
-    assert sum(before != after for before, after in zip(order, order[1:])) == 3
-
-
-def test_busy_runs_come_last_and_are_waited_for():
-    queue = _Queue([config("")])
-    queue.postponed.append(config("", seed=1))
-    assert [queue.take(None, [])[1] for _ in range(2)] == [False, True]
-    assert queue.take(None, []) is None
 
 
 def test_failure_is_raised_at_the_end_and_not_stored(tmp_path):
@@ -96,19 +49,46 @@ def test_damaged_record_is_redone(tmp_path):
     assert RunStore(tmp_path / "store").get(config(tmp_path))
 
 
-def test_workers_are_separate_single_threaded_and_survive_a_death(tmp_path):
+def test_workers_are_separate_and_single_threaded_and_a_killed_run_is_redone(tmp_path):
     grid = [config(tmp_path, task, seed, sleep=0.2) for task in "xy" for seed in range(3)]
-    with pytest.raises(RunsFailed, match="killed by SIGKILL") as caught:
-        run([config(tmp_path, "z", die=True), config(tmp_path, "z", 1, fail=True), *grid], tmp_path, workers=2)
-    assert Counter(outcome.status for outcome in caught.value.outcomes) == {"done": 6, "error": 2}
-    assert "FloatingPointError" in str(caught.value)
+    bad = [config(tmp_path, "z", die=1), config(tmp_path, "z", 1, fail=True), config(tmp_path, "z", 2, die=9)]
+    with pytest.raises(RunsFailed, match="2 of 9 runs failed") as caught:
+        run([*bad, *grid], tmp_path, workers=2)
+    assert Counter(outcome.status for outcome in caught.value.outcomes) == {"done": 7, "error": 2}
+    assert "FloatingPointError" in str(caught.value) and "killed by SIGKILL" in str(caught.value)
     lines = log_of(tmp_path)
-    assert len(lines) == 8 and len({line[2] for line in lines}) >= 2
-    assert str(os.getpid()) not in {line[2] for line in lines} and {line[3] for line in lines} == {"1"}
+    assert Counter(seed for task, seed, *_ in lines if task == "z") == {"0": 2, "1": 1, "2": 3}
+    assert len({line[2] for line in lines} - {str(os.getpid())}) >= 2 and {line[3] for line in lines} == {"1"}
+
+
+def test_each_worker_sees_one_gpu(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
+    run([config(tmp_path, seed=seed, sleep=0.5) for seed in range(8)], tmp_path)
+    lines = log_of(tmp_path)
+    assert {line[4] for line in lines} == {"5", "7"} and len({(line[2], line[4]) for line in lines}) == 2
+
+
+@pytest.mark.parametrize(("gpus", "workers"), [(0, joblib.cpu_count()), (1, 0), (4, 4)])
+def test_there_is_a_worker_a_core_or_a_gpu_and_none_for_one_gpu(monkeypatch, gpus, workers):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    assert default_workers() == workers
+
+
+@pytest.mark.parametrize(("wrong", "message"), [
+    ({"executor": "slurm"}, "unknown executor 'slurm'; accepted: local, ray"),
+    ({"address": "head:6379"}, "address is 'head:6379' with executor='local'"),
+    ({"workers": -1}, "workers is -1"),
+    ({"executor": "ray", "workers": 0}, "workers is 0"),
+])  # fmt: skip
+def test_wrong_input_is_refused_before_anything_runs(tmp_path, wrong, message):
+    with pytest.raises(PeftkitError, match=message):
+        run([config(tmp_path)], tmp_path, **wrong)
+    assert not (tmp_path / "log").exists()
 
 
 RACE = """
-from {here} import config, run
+from {runs} import config, run
 from pathlib import Path
 if __name__ == "__main__":
     folder = Path({folder!r})
@@ -119,7 +99,7 @@ if __name__ == "__main__":
 
 def start(folder, workers, sleep=0.1):
     script = folder / f"race{workers}.py"
-    script.write_text(RACE.format(here=HERE, folder=str(folder), workers=workers, sleep=sleep))
+    script.write_text(RACE.format(runs=RUNS, folder=str(folder), workers=workers, sleep=sleep))
     root = str(Path(__file__).parents[2])
     environment = {**os.environ, "PYTHONPATH": root}
     return subprocess.Popen([sys.executable, script], env=environment, cwd=root, text=True, stdout=subprocess.PIPE,
@@ -133,8 +113,8 @@ def test_two_processes_on_one_store_do_each_run_once(tmp_path):
     assert sorted(line[1] for line in log_of(tmp_path)) == list("012345")
 
 
-def test_interrupt_stops_workers_and_keeps_what_is_finished(tmp_path):
-    process = start(tmp_path, workers=1, sleep=1)
+def test_interrupt_stops_workers_and_a_restart_does_the_rest(tmp_path):
+    process = start(tmp_path, workers=1, sleep=0.5)
     store = RunStore(tmp_path / "store")
     while not list(store.records()):
         time.sleep(0.05)
@@ -147,7 +127,10 @@ def test_interrupt_stops_workers_and_keeps_what_is_finished(tmp_path):
         os.kill(worker, 0)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert 1 <= len(list(store.records())) < 6
+        finished = len(list(store.records()))
+    assert 1 <= finished < 6
+    outcomes = run([config(tmp_path, seed=seed, sleep=0.5) for seed in range(6)], tmp_path, workers=0)
+    assert Counter(outcome.status for outcome in outcomes) == {"found": finished, "done": 6 - finished}
 
 
 def test_environment_is_put_back(monkeypatch):

@@ -38,3 +38,18 @@ def test_batches_of_one_length_are_not_in_order_of_length():
     sampler = LengthBuckets(sorted(LENGTHS), 8, seed=0)
     longest = [max(sorted(LENGTHS)[row] for row in batch) for batch in sampler]
     assert longest != sorted(longest) and len(longest) > WINDOW
+
+
+@pytest.mark.parametrize("size, batch_size", [(5, 15), (5, 8), (3, 2)])
+def test_rows_about_one_picture_share_a_batch_unless_it_is_full(size, batch_size):
+    groups = [[*range(start, min(start + size, 203))] for start in range(0, 203, size)]
+    for batches in [list(LengthBuckets(LENGTHS, batch_size, 0, groups)) for _ in range(2)]:
+        assert sorted(row for batch in batches for row in batch) == list(range(203))
+        batch_of = {row: number for number, batch in enumerate(batches) for row in batch}
+        spread = [len({batch_of[row] for row in group}) for group in groups]
+        assert max(spread) <= 1 + -(-(size - 1) // batch_size)
+        assert sum(spread) <= len(groups) + len(batches) * (batch_size % size > 0 or 203 % size > 0)
+
+
+def test_groups_of_one_row_come_in_the_order_of_rows_without_groups():
+    assert list(LengthBuckets(LENGTHS, 8, 0, [[row] for row in range(203)])) == list(LengthBuckets(LENGTHS, 8, 0))

@@ -60,7 +60,7 @@ def run(base, rows, config=SHORT, method="lora", **options):
 
 def subset(rows, chosen):
     """The chosen rows of an encoded set."""
-    names = ("prompts", "answers", "references", "question_ids")
+    names = ("prompts", "answers", "references", "question_ids", "picture_ids")
     fields = {name: [getattr(rows, name)[r] for r in chosen] for name in names}
     return dataclasses.replace(rows, **fields, pictures={name: value[chosen] for name, value in rows.pictures.items()})
 
@@ -143,15 +143,16 @@ def test_a_tower_that_trains_does_not_use_features_that_were_kept_for_another_ru
 # ---- steps, rates and schedules --------------------------------------------------------------------------------------
 
 def test_accumulation_equals_the_larger_batch(tiny_llava, llava_rows):
-    lengths = [(len(p), len(a)) for p, a in zip(llava_rows.prompts, llava_rows.answers)]
-    common = max(set(lengths), key=lengths.count)
-    rows = subset(llava_rows, [r for r, length in enumerate(lengths) if length == common][:4])
+    order = sorted(range(len(llava_rows)), key=lambda r: len(llava_rows.answers[r]))
+    rows = subset(llava_rows, order[:2] + order[-2:])
+    assert len(set(map(len, rows.answers))) > 1  # a batch with more answer tokens counts for more
     whole = dataclasses.replace(SHORT, epochs=3, batch_size=4, learning_rate=1e-3)
     (large, ours), (small, plain) = (run(tiny_llava, rows, config) for config in (
         whole, dataclasses.replace(whole, batch_size=2, accumulation=2)))
     assert large.steps == small.steps == 3 and large.samples == small.samples == 12
     assert large.losses == pytest.approx(small.losses, abs=1e-5)
-    assert all(torch.allclose(ours[name], plain[name], rtol=0, atol=1e-5) for name in ours)
+    # a tenth of a step: where a gradient is all but zero, AdamW makes a part of a step out of rounding
+    assert all(torch.allclose(ours[name], plain[name], rtol=0, atol=1e-4) for name in ours)
 
 
 @pytest.mark.parametrize("epochs, accumulation, steps, samples", [
