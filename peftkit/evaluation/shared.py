@@ -82,7 +82,8 @@ def answer_packs(model: nn.Module, encoded: Encoded, packs: list[list[int]],
                  max_new_tokens: int) -> dict[int, list[int]]:
     """Row -> its new token ids, up to and with the first end token. A pack leaves when all its answers have ended."""
     state = _read_prompts(model, encoded, packs)
-    ends = torch.tensor(np.atleast_1d(unwrap(model).generation_config.eos_token_id or []), device=state.tokens.device)
+    ends = unwrap(model).generation_config.eos_token_id  # an id, several, or None
+    ends = torch.tensor([] if ends is None else ends, device=state.tokens.device).flatten()
     new = torch.full((*state.tokens.shape, max_new_tokens), encoded.pad, device=state.tokens.device)
     left = torch.arange(len(packs), device=new.device)  # numbers of the packs in `state`
     ended = torch.zeros_like(state.tokens, dtype=torch.bool)

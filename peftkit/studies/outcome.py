@@ -46,7 +46,7 @@ def attempt(config: dict, wait: bool, store: RunStore) -> Generator[None, tuple,
     started = time.perf_counter()
     try:
         with store.claim(config, wait) as held:
-            if False:
+            if not held:
                 return Outcome(config, "busy")
             record, status = store.get(config), "found"
             if record is None:

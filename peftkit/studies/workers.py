@@ -8,8 +8,10 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing import connection, get_context
+from threading import RLock
 
 import joblib
+from tqdm import tqdm
 
 from .outcome import Outcome, do
 from .queue import Queue
@@ -139,6 +141,7 @@ def _device(number: int) -> dict[str, str]:
 
 def _serve(pipe: connection.Connection, store: RunStore, run_one: str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    tqdm.set_lock(RLock())  # its own lock for processes would outlive a process that is stopped
     one_thread()
     pipe.send(None)
     while True:

@@ -22,6 +22,7 @@ from ..methods import rule_of, trainable_map
 from ..methods.connector import connector_copies
 from .batches import LengthBuckets
 from .checkpoint import Checkpoints, State, resumed
+from .compiled import compiled
 from .config import TrainConfig
 from .features import cache_features, can_cache
 from .memory import PeakMemory
@@ -65,7 +66,7 @@ def train(model: nn.Module, processor, data: datasets.Dataset | Encoded, config:
     if not cacheable:  # features that were kept for a run with a frozen tower are of no use to this one
         encoded = replace(encoded, features=None)
     elif config.cache_features and encoded.features is None:
-        cache_features(model, encoded)
+        cache_features(model, encoded, progress=config.progress and accelerator.is_main_process)
     set_seed(config.seed + accelerator.process_index)
     pictures = encoded.by_picture(range(len(encoded)))
     sampler = LengthBuckets(encoded.lengths(), config.batch_size * accelerator.num_processes, config.seed, pictures)
@@ -80,7 +81,7 @@ def train(model: nn.Module, processor, data: datasets.Dataset | Encoded, config:
     loss_of, optimizer = accelerator.prepare(AnswerLoss(trained), optimizer)
     memory, state = PeakMemory(), State(trained, optimizer, schedule, rule)
     trained.train()
-    with merged_lora(trained), resumed(state, checkpoints, encoded, config, accelerator) as after_step:
+    with merged_lora(trained), compiled(trained, config.compile), resumed(state, checkpoints, encoded, config, accelerator) as after_step:
         _run(accelerator, loss_of, loader, state, steps, config, after_step)
     seconds = state.elapsed()
     hand_back(trained, model)

@@ -213,7 +213,8 @@ def test_where_a_picture_cannot_be_shared_a_warning_says_why_once(request, monke
     tiny = request.getfixturevalue(name)
     model = copy.deepcopy(tiny.model)
     rows = apply(model, questions(tiny.processor))
-    monkeypatch.setattr("peftkit.evaluation.decode._answer_apart", lambda model, rows, batch, new: {n: [n] for n in batch})
+    monkeypatch.setattr("peftkit.evaluation.decode._answer_apart",
+                        lambda model, rows, batch, new: {row: [row] for row in batch})
     with pytest.warns(UserWarning, match=message) as caught:
         assert len(generate_answers(model, tiny.processor, rows, NEW_TOKENS, batch_size=2, progress=False)) == 8
     assert len(caught) == 1

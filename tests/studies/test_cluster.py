@@ -18,7 +18,7 @@ from peftkit.studies.outcome import RunsFailed
 from peftkit.studies.queue import RETRIES, Queue
 from peftkit.studies.store import RunStore
 
-from .runs import FAKE_RUN, config, log_of
+from .runs import FAKE_RUN, config, fake_run, log_of
 
 ray = pytest.importorskip("ray", reason="needs ray: pip install 'peftkit[ray]'")
 
@@ -73,18 +73,20 @@ def test_failures_are_told_and_what_another_process_has_is_left_to_it(nodes, tmp
     grid = [*bad, *(config(tmp_path, seed=seed, base=str(tmp_path)) for seed in (2, 3, 4))]
     store = RunStore(tmp_path / "store")
 
-    def hold_until_the_others_are_done():
+    def do_one_when_others_are_done():
         with store.claim(grid[2]):
             claimed.set()
             while not (store.get(grid[3]) and store.get(grid[4])):
                 time.sleep(0.1)
+            store.put(grid[2], *fake_run(grid[2]))
 
-    claimed, other = Event(), Thread(target=hold_until_the_others_are_done)
+    claimed, other = Event(), Thread(target=do_one_when_others_are_done)
     other.start()
     claimed.wait()
     with pytest.raises(RunsFailed, match="2 of 5 runs failed") as caught:
         on_ray(grid, store, nodes.address)
     other.join()
+    assert Counter(outcome.status for outcome in caught.value.outcomes) == {"error": 2, "done": 2, "found": 1}
     assert "FloatingPointError: loss is nan at step 3" in str(caught.value)
     assert "The worker died unexpectedly" in str(caught.value)
     assert Counter(line[1] for line in log_of(tmp_path)) == {"0": 1, "1": RETRIES + 1, "2": 1, "3": 1, "4": 1}

@@ -18,8 +18,7 @@ import peftkit
 from peftkit import TrainConfig
 from peftkit.data import encode
 from peftkit.errors import PeftkitError
-from peftkit.training import Checkpoints, train
-from peftkit.training.parallel import Parts
+from peftkit.training import Checkpoints, parallel, train
 
 pytestmark = pytest.mark.slow
 BATCH, ROWS = 4, 25  # of a process; the last batch of an epoch has one row, so that the second process has none
@@ -158,8 +157,15 @@ def test_only_the_main_process_prints(launched):
 @pytest.mark.parametrize("rows", [[3, 1, 4], [2, 0], [4]])
 def test_the_parts_of_a_batch_make_up_the_batch(rows):
     encoded = SimpleNamespace(answers=[[7] * length for length in (3, 1, 4, 1, 5)])
-    parts = [Parts(encoded, list, SimpleNamespace(process_index=process, num_processes=2))(rows) for process in (0, 1)]
+    parts = [parallel.Parts(encoded, list, SimpleNamespace(process_index=process, num_processes=2))(rows) for process in (0, 1)]
     seen = [row for part in parts if part.tokens for row in part.batch]
     assert seen == rows and all(part.batch for part in parts)
     assert sum(part.tokens for part in parts) == sum(len(encoded.answers[row]) for row in rows)
     assert {(part.all_tokens, part.all_rows) for part in parts} == {(sum(part.tokens for part in parts), len(rows))}
+
+
+@pytest.mark.parametrize("kind", [DistributedType.DEEPSPEED, DistributedType.FSDP])
+def test_deepspeed_and_the_first_fsdp_are_refused(monkeypatch, kind):
+    monkeypatch.setattr(parallel, "Accelerator", lambda **_: SimpleNamespace(distributed_type=kind, is_fsdp2=False))
+    with pytest.raises(PeftkitError, match=f"told to use {kind.value}; accepted: DDP, or FSDP with --fsdp_version 2"):
+        parallel.start(unused=False)
