@@ -43,6 +43,9 @@ def _parser() -> argparse.ArgumentParser:
     figures.add_argument("--out", type=Path, default=Path("out"), help="folder for figures and executed notebooks")
     figures.add_argument("--store", type=Path, default=Path("runs"), help="folder of records; finished runs are kept")
     figures.add_argument("--workers", type=int, default=None, help="processes that train (default: one a core)")
+    figures.add_argument("--executor", default="local", help="where to train: local (the default) or ray")
+    figures.add_argument("--address", default=None, metavar="HOST:PORT",
+                         help="of the Ray cluster (default: RAY_ADDRESS, else a new one here)")
     figures.add_argument("--accept", action="store_true", help="make the new figures and records the reference")
     figures.set_defaults(run=_figures)
 
@@ -82,7 +85,7 @@ def _figures(options) -> int:
     if "03_zhou2024" in options.only:
         for study in main_study(options.tier, store):
             print(f"{study.bases[0]}: {len(study.missing())} of {len(study.configs())} runs to do", flush=True)
-            study.run(workers=options.workers)
+            study.run(workers=options.workers, executor=options.executor, address=options.address)
     if options.accept and options.tier != "smoke":
         studies = main_study(options.tier, store) if "03_zhou2024" in options.only else []
         _accept(checkout, out, options.only, options.tier, studies)

@@ -16,7 +16,7 @@ import papermill
 
 from . import __version__
 from .errors import PeftkitError, choose
-from .studies.execution import environment
+from .studies.workers import environment
 
 PACKAGES = ("accelerate", "datasets", "matplotlib", "numpy", "pandas", "papermill", "peft", "torch", "transformers")
 KERNEL = "python3"

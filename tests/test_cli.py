@@ -10,7 +10,7 @@ from peftkit import cli
     (["figures", "--tier", "laptob"], "unknown tier 'laptob'; did you mean 'laptop'?"),
     (["figures", "--only", "03_zhou"], "unknown notebook '03_zhou'; did you mean '03_zhou2024'?"),
     (["zoo", "build", "tiny-lava-s"], "unknown bundled base 'tiny-lava-s'; did you mean 'tiny-llava-s'"),
-    (["bench", "trainer", "--base", "tiny-llava-x"], "unknown model 'tiny-llava-x'; did you mean"),
+    (["bench", "methods", "--base", "tiny-llava-x"], "unknown model 'tiny-llava-x'; did you mean"),
 ])
 def test_wrong_names_are_refused_with_the_accepted_ones(arguments, named, capsys):
     assert cli.main(arguments) == 2

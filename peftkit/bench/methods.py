@@ -17,18 +17,18 @@ BATCH, STEPS = 32, 20
 RATE = 1e-4  # small: no method diverges, and the work of a step does not depend on it
 
 
-def bench_methods(base_name: str = "tiny-llava-s", repeats: int = 5, methods: list[str] | None = None) -> pd.DataFrame:
+def bench_methods(base: str = "tiny-llava-s", repeats: int = 5, only: list[str] | None = None) -> pd.DataFrame:
     """One row a method: trainable parameters, the rank of the LoRA beside it (the nearest in parameters), step (seconds
     a step relative to that LoRA's, median over `repeats` alternated pairs, with the fastest and slowest pair), memory
     (bytes kept for one step's backward pass and for weights, gradients and AdamW's moments, relative to the LoRA's).
     """
-    base = load(base_name)
+    base = load(base)
     base.model.requires_grad_(False)
     drawn = task("vqav2", train_size=BATCH * STEPS, test_size=1)
     rows = cache_features(base.model, encode(base.processor, drawn.train, drawn.prompt))
     a_rank = trainable_count(base.model, "lora", rank=1)
     found = []
-    for method in tqdm(methods or METHODS, desc="methods", unit="method"):
+    for method in tqdm(only or METHODS, desc="methods", unit="method"):
         trainable = trainable_count(base.model, method)
         rank = min(max(1, round(trainable / a_rank)), base.model.config.get_text_config().hidden_size)
         pairs = [(_seconds(base, rows, method), _seconds(base, rows, "lora", rank=rank)) for _ in range(repeats + 1)]

@@ -65,7 +65,7 @@ class Encoded:
             mask[b, :end], answered[b, len(prompt):end] = 1, 1
             labels[b, len(prompt) - 1:end - 1] = torch.tensor(answer)
         return {"input_ids": ids, "attention_mask": mask, "labels": labels, **self._types(ids, answered),
-                **self._seen(rows)}
+                **self.seen(rows)}
 
     def packed_batch(self, rows: list[int], longest: int = 4096) -> dict[str, Tensor]:
         """The rows with those about one picture side by side in one sequence, which holds the picture once.
@@ -83,13 +83,13 @@ class Encoded:
         if self.two_way:
             warnings.warn(NOT_SHARED, stacklevel=2)
             return self.training_batch(rows)
-        packs = [part for group in self.by_picture(rows) for part in self._split(group, longest)]
-        prefixes = [self.prompts[part[0]][:self._shared(part)] for part in packs]
+        packs = [part for group in self.by_picture(rows) for part in self.split(group, longest)]
+        prefixes = [self.prompts[part[0]][:self.shared(part)] for part in packs]
         segments = [[(self.prompts[r][len(prefix):], self.answers[r]) for r in part]
                     for prefix, part in zip(prefixes, packs)]
-        packed = pack(prefixes, segments, self.pad, self._places(prefixes, packs))
+        packed = pack(prefixes, segments, self.pad, self.places(prefixes, packs))
         return {"input_ids": packed.ids, "attention_mask": packed.mask, "position_ids": packed.positions,
-                "labels": packed.labels, **self._seen([part[0] for part in packs])}
+                "labels": packed.labels, **self.seen([part[0] for part in packs])}
 
     def by_picture(self, rows: Sequence[int]) -> list[list[int]]:
         """The rows in groups about one picture, which their prompts show before anything that differs."""
@@ -99,7 +99,7 @@ class Encoded:
         return [part for group in groups.values()
                 for part in ([group] if self._shares(group) else [[r] for r in group])]
 
-    def _shared(self, rows: list[int]) -> int:
+    def shared(self, rows: list[int]) -> int:
         """Tokens that the rows' prompts begin with in common; at least the last one of each is left to itself."""
         if len(rows) == 1:
             return len(self.prompts[rows[0]])
@@ -108,11 +108,12 @@ class Encoded:
 
     def _shares(self, rows: list[int]) -> bool:
         """Whether the whole picture lies in what the rows have in common."""
-        rest = self.prompts[rows[0]][self._shared(rows):]
+        rest = self.prompts[rows[0]][self.shared(rows):]
         return self.image_token not in rest
 
-    def _split(self, rows: list[int], longest: int) -> list[list[int]]:
-        shared, parts, length = self._shared(rows), [[]], 0
+    def split(self, rows: list[int], longest: int) -> list[list[int]]:
+        """Rows about one picture in packs of at most `longest` tokens, or of one row that is longer."""
+        shared, parts, length = self.shared(rows), [[]], 0
         for r in rows:
             own = len(self.prompts[r]) + len(self.answers[r])
             if parts[-1] and length + own - shared > longest:
@@ -130,7 +131,7 @@ class Encoded:
             ids[b, length - len(self.prompts[r]):] = torch.tensor(self.prompts[r])
             mask[b, length - len(self.prompts[r]):] = 1
         return {"input_ids": ids, "attention_mask": mask, **self._types(ids, torch.zeros_like(ids)),
-                **self._pictures(rows)}
+                **self.pictures_of(rows)}
 
     def _types(self, ids: Tensor, answered: Tensor) -> dict[str, Tensor]:
         """What stands where, for models that ask: 1 for tokens of pictures (Qwen2-VL) or of answers (PaliGemma)."""
@@ -138,20 +139,21 @@ class Encoded:
             return {"mm_token_type_ids": (ids == self.image_token).long()}
         return {"token_type_ids": answered} if self.two_way else {}
 
-    def _places(self, prefixes: list[list[int]], packs: list[list[int]]) -> list[np.ndarray] | None:
+    def places(self, prefixes: list[list[int]], packs: list[list[int]]) -> list[np.ndarray] | None:
         """Three-dimensional positions of the packs' prefixes, for the model that has them."""
         if not self.merge_size:
             return None
         return [grid_positions(prefix, self.image_token, self.pictures["image_grid_thw"][part[0]], self.merge_size)
                 for prefix, part in zip(prefixes, packs)]
 
-    def _seen(self, rows: list[int]) -> dict[str, Tensor]:
+    def seen(self, rows: list[int]) -> dict[str, Tensor]:
+        """What a batch of the rows carries about their pictures: cached features if there are any, else the pictures."""
         if self.features is None:
-            return self._pictures(rows)
+            return self.pictures_of(rows)
         grids = {name: value[rows] for name, value in self.pictures.items() if name == "image_grid_thw"}
         return {"features": torch.stack([self.features[r] for r in rows]), **grids}
 
-    def _pictures(self, rows: list[int]) -> dict[str, Tensor]:
+    def pictures_of(self, rows: list[int]) -> dict[str, Tensor]:
         """The rows' pictures as the model takes them."""
         pictures = {name: value[rows] for name, value in self.pictures.items()}
         if self.merge_size:

@@ -15,7 +15,7 @@ from transformers import DynamicCache
 from ..data.encoded import Encoded
 from ..data.packing import pack
 from ..methods import leading_tokens
-from ..training.forward import _packed
+from ..training.forward import packed_forward
 from ..training.last_block import learned_only
 from ..training.merged_lora import merged_lora
 from ..training.towers import TOWERS, connect, unwrap
@@ -67,7 +67,7 @@ def why_apart(model: nn.Module, encoded: Encoded, max_new_tokens: int) -> str | 
 def pack_batches(encoded: Encoded, size: int) -> list[list[list[int]]]:
     """Row numbers of each pack of each batch: packs of similar size together, at most `size` questions in a batch."""
     longest = max(LONGEST, 2 * max(encoded.lengths()))
-    parts = [part for group in encoded.by_picture(range(len(encoded))) for part in encoded._split(group, longest)]
+    parts = [part for group in encoded.by_picture(range(len(encoded))) for part in encoded.split(group, longest)]
     packs = [part[start:start + size] for part in parts for start in range(0, len(part), size)]
     batches: list[list[list[int]]] = []
     for one in sorted(packs, key=lambda rows: (len(rows), sum(len(encoded.prompts[r]) for r in rows))):
@@ -108,10 +108,10 @@ def _until(ends: set[int], ids: list[int]) -> list[int]:
 def _read_prompts(model: nn.Module, encoded: Encoded, packs: list[list[int]]) -> Decoding:
     """The packs pass through the model; logits are computed at the last token of each prompt, nowhere else."""
     base = unwrap(model)
-    shared = [encoded._shared(rows) for rows in packs]
+    shared = [encoded.shared(rows) for rows in packs]
     prefixes = [encoded.prompts[rows[0]][:n] for n, rows in zip(shared, packs)]
     segments = [[(encoded.prompts[r][n:], []) for r in rows] for n, rows in zip(shared, packs)]
-    packed = pack(prefixes, segments, encoded.pad, encoded._places(prefixes, packs))
+    packed = pack(prefixes, segments, encoded.pad, encoded.places(prefixes, packs))
     last = _last(shared, segments)  # (P, Q)
     seen = packed.mask.take_along_dim(last[:, None, :, None], dim=2)  # (P, 1, Q, L)
     positions = packed.positions.take_along_dim(last.expand(*packed.positions.shape[:-1], -1), dim=-1)  # ((3,) P, Q)
@@ -121,7 +121,7 @@ def _read_prompts(model: nn.Module, encoded: Encoded, packs: list[list[int]]) ->
     front = leading_tokens(model)
     index = torch.arange(len(packs))[:, None] * (front + packed.ids.shape[1]) + front + last  # in the flattened batch
     with learned_only(model, index.flatten().to(base.device)), merged_lora(model):
-        output = _packed(model, inputs | {"past_key_values": DynamicCache(), "use_cache": True})
+        output = packed_forward(model, inputs | {"past_key_values": DynamicCache(), "use_cache": True})
     tokens = output.logits.argmax(-1).view(last.shape)
     return Decoding(tokens, positions.to(base.device) + 1, seen.to(base.device, base.dtype), output.past_key_values)
 
@@ -136,10 +136,10 @@ def _last(shared: list[int], segments: list[list[tuple[list[int], list[int]]]]) 
 def _pictures(model: nn.Module, encoded: Encoded, rows: list[int]) -> dict:
     """Forward arguments for the rows' pictures, each of which passes through the tower once."""
     if encoded.features is not None:
-        return connect(model, encoded._seen(rows)["features"])
+        return connect(model, encoded.seen(rows)["features"])
     base = unwrap(model)
     first = {encoded.picture_ids[r]: r for r in rows}
-    pictures = {name: value.to(base.device) for name, value in encoded._pictures(list(first.values())).items()}
+    pictures = {name: value.to(base.device) for name, value in encoded.pictures_of(list(first.values())).items()}
     output = base.get_image_features(**pictures)
     tokens = dict(zip(first, output.pooler_output))
     output = replace(output, pooler_output=[tokens[encoded.picture_ids[r]] for r in rows])

@@ -100,6 +100,9 @@ def _processor(folder: Path) -> transformers.ProcessorMixin:
     try:
         return transformers.AutoProcessor.from_pretrained(folder)
     except (OSError, ValueError, ImportError) as error:
+        if "orchvision" in str(error):
+            raise PeftkitError(f"the processor in {str(folder)!r} needs torchvision; accepted: an environment that has "
+                               "it, as `pip install 'peftkit[gpu]'` makes") from None
         raise PeftkitError(f"the folder {str(folder)!r} has no processor that can be built here; accepted: a folder "
                            f"into which processor.save_pretrained wrote too ({str(error).strip()})") from None
 

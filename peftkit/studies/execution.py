@@ -9,7 +9,7 @@ from .outcome import Outcome, RunsFailed
 from .progress import Table
 from .queue import Queue
 from .store import RunStore
-from .workers import default_workers, environment, in_workers, inline  # noqa: F401, environment for peftkit.runner
+from .workers import default_workers, in_workers, inline
 
 RUN_ONE = "peftkit.studies.run:run_one"
 EXECUTORS = ("local", "ray")

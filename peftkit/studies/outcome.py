@@ -80,7 +80,7 @@ def finish(run: Generator[None, tuple, Outcome], result: Callable[[], tuple]) ->
 def do(config: dict, wait: bool, store: RunStore, run_one: str) -> Outcome:
     """Do the run in this process and store its record, unless it is stored already or another process has it."""
     run = attempt(config, wait, store)
-    return begin(run) or finish(run, lambda: resolve(run_one)(config))
+    return begin(run) or finish(run, lambda: resolve(run_one)(config, store.checkpoints(config)))
 
 
 def resolve(path: str) -> Callable[[dict], tuple]:

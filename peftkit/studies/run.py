@@ -4,6 +4,7 @@ import os
 import platform
 from functools import lru_cache
 from importlib.metadata import version
+from pathlib import Path
 
 import pandas as pd
 import torch
@@ -13,14 +14,16 @@ from ..errors import PeftkitError
 from ..evaluation import evaluate
 from ..methods import inject, trainable_map
 from ..models import Base, load
-from ..training import TrainConfig, train
+from ..training import Checkpoints, TrainConfig, train
 from ..training.features import cache_features, can_cache
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "numpy")
 
 
-def run_one(config: dict) -> tuple[dict, pd.DataFrame]:
+def run_one(config: dict, checkpoints: Path | None = None) -> tuple[dict, pd.DataFrame]:
     """Train and test as `config` says (see `Study.configs`); method "none" only tests.
+
+    checkpoints: a folder of this run alone, which is left as it is: whoever stores the record removes it.
 
     Returns the record's parts (train_info, metrics, meta_info) and predictions (question_id, prediction, score).
     What several runs share is kept per process (base, encoded data); vision features may lie on disk, for all of them.
@@ -33,8 +36,10 @@ def run_one(config: dict) -> tuple[dict, pd.DataFrame]:
         model, train_info = base.model, _untrained(base.model)
     else:
         model = inject(copy.deepcopy(base.model), config["method"], seed=config["seed"], **config["options"])
+        points = checkpoints and Checkpoints(checkpoints, keep=True)
         settings = TrainConfig(**config["train"], seed=config["seed"], progress=False)
-        train_info = _untrained(model) | _trained(train(model, base.processor, train_rows, settings))
+        train_info = _untrained(model) | _trained(train(model, base.processor, train_rows, settings,
+                                                           checkpoints=points))
     result = evaluate(model, base.processor, test_rows, metric=drawn.metric, max_new_tokens=drawn.max_new_tokens,
                       progress=False)
     predictions = pd.DataFrame({"question_id": result.question_ids, "prediction": result.predictions,

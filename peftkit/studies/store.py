@@ -5,6 +5,7 @@ A store holds one folder a run, named by the hash of the run's sorted configurat
     <store>/<hash>/record.json           configuration, training, metrics, versions, machine, checksum
     <store>/<hash>/predictions.parquet   one row a test example: question_id, prediction, score
     <store>/.<hash>-<random>/            a record while it is written; renamed when complete
+    <store>/.checkpoints/<hash>/         of a run that takes minutes, until its record is written
     <store>/.locks/<hash>                locked (flock) by the process that does the run, free when that process ends
 
 A bundle is one parquet file with a row a run (hash, record, checksum and the predictions as list columns).
@@ -115,6 +116,7 @@ class RunStore:
         columns = predictions.astype({"question_id": str, "prediction": str, "score": float})
         record = Record(json.loads(canonical({"run_info": run_info, **parts})), columns.reset_index(drop=True))
         self._write(record)
+        shutil.rmtree(self.checkpoints(config), ignore_errors=True)
         return record
 
     @contextmanager
@@ -132,6 +134,10 @@ class RunStore:
             except BlockingIOError:
                 held = False
             yield held
+
+    def checkpoints(self, config: dict) -> Path:
+        """Where the run of `config` keeps what it needs to go on after a kill; removed by `put`."""
+        return self.folder / ".checkpoints" / hash_config(config)
 
     def records(self) -> Iterator[Record]:
         """Every record that can be trusted, in the order of the hashes."""

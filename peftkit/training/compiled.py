@@ -17,14 +17,11 @@ RECOMPILE_LIMIT = 64  # kinds of blocks in one process: a few a method, and a st
 
 
 @contextmanager
-def compiled(model: nn.Module, wanted: bool = True) -> Iterator[None]:
-    """Inside, plain blocks of `model` are compiled if `wanted`; those that a method wraps run as ever.
+def compiled(model: nn.Module) -> Iterator[None]:
+    """Inside, plain blocks of `model` are compiled; those that a method wraps run as ever.
 
     Raises PeftkitError on a CPU without a C++ compiler.
     """
-    if not wanted:
-        yield
-        return
     if next(model.parameters()).device.type == "cpu" and not shutil.which("g++") and not shutil.which("clang++"):
         raise PeftkitError("compile is True and there is no C++ compiler; accepted: False, or a g++ on the PATH")
     *blocks, last = plain_blocks(unwrap(model)) or [None]

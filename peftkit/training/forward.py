@@ -24,7 +24,7 @@ def answer_loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     index = F.pad(learned, (leading_tokens(model), 0)).flatten().nonzero().squeeze(1)  # (N,) of the N answer tokens
     packed = inputs["attention_mask"].ndim == 4
     with learned_only(model, index):
-        logits = (_packed if packed else _plain)(model, inputs | {"use_cache": False}).logits[0]  # (N, vocabulary)
+        logits = (packed_forward if packed else _plain)(model, inputs | {"use_cache": False}).logits[0]  # (N, vocabulary)
     return F.cross_entropy(logits.float(), labels[learned])
 
 
@@ -32,7 +32,7 @@ def _plain(model: nn.Module, inputs: dict):
     return model(**inputs)
 
 
-def _packed(model: nn.Module, inputs: dict):
+def packed_forward(model: nn.Module, inputs: dict):
     """The mask of a pack is four-dimensional: virtual tokens that peft puts in front are put there by hand."""
     inputs["attention_mask"] = inputs["attention_mask"].to(model.dtype)  # (B, 1, L, L)
     config = getattr(model, "active_peft_config", None)

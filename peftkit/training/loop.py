@@ -25,6 +25,7 @@ from .checkpoint import Checkpoints, State, resumed
 from .compiled import compiled
 from .config import TrainConfig
 from .features import cache_features, can_cache
+from .few_passes import few_passes
 from .memory import PeakMemory
 from .merged_lora import merged_lora
 from .parallel import AnswerLoss, Part, Parts, hand_back, mean, placed, start
@@ -81,7 +82,8 @@ def train(model: nn.Module, processor, data: datasets.Dataset | Encoded, config:
     loss_of, optimizer = accelerator.prepare(AnswerLoss(trained), optimizer)
     memory, state = PeakMemory(), State(trained, optimizer, schedule, rule)
     trained.train()
-    with merged_lora(trained), compiled(trained, config.compile), resumed(state, checkpoints, encoded, config, accelerator) as after_step:
+    blocks = compiled if config.compile else few_passes
+    with merged_lora(trained), blocks(trained), resumed(state, checkpoints, encoded, config, accelerator) as after_step:
         _run(accelerator, loss_of, loader, state, steps, config, after_step)
     seconds = state.elapsed()
     hand_back(trained, model)

@@ -22,7 +22,7 @@ def config(folder, task="vizwiz", seed=0, base="tiny", method="lora", epochs=1, 
     }  # fmt: skip
 
 
-def fake_run(config):
+def fake_run(config, checkpoints=None):
     """Leave a line in the study's log; fail, die or dawdle if an option says so. The score is a hundredth of the seed.
 
     `die` is how many times it dies; the lines in the log count them.

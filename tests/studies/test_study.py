@@ -20,7 +20,7 @@ class FakeTrainConfig:
     progress: bool = True
 
 
-def fake_run(config):
+def fake_run(config, checkpoints=None):
     """A record whose score is the seed, without a model."""
     train = {
         "status": "success", "train_time": 1.0, "num_trainable_params": 1, "num_total_params": 2, "parameters": {},

@@ -30,7 +30,7 @@ def rows(base):
 @torch.no_grad()
 def test_tower_and_connector_give_the_models_own_image_tokens(base, rows):
     features = TOWERS[base.model.config.model_type](base.model, rows.pictures)
-    expected = base.model.get_image_features(**rows._pictures(range(6)), return_dict=True).pooler_output
+    expected = base.model.get_image_features(**rows.pictures_of(range(6)), return_dict=True).pooler_output
     tokens = image_tokens(base.model, features)
     assert len(features) == 6
     assert torch.allclose(tokens.flatten(0, -2), torch.cat(list(expected)), atol=1e-5)
