@@ -66,6 +66,7 @@ def _parser() -> argparse.ArgumentParser:
             one.add_argument("--compile", action="store_true", help="compiled steps on our side")
         if name == "grid":
             one.add_argument("--against", type=Path, default=None, help="a checkout of another commit to compare with")
+        one.add_argument("--out", type=Path, default=None, help="folder for the table with date and machine, as JSON")
         one.set_defaults(run=_bench, what=name)
 
     commands.add_parser("methods", help="all methods, side by side").set_defaults(run=_methods)
@@ -156,9 +157,11 @@ def _zoo_list(options) -> int:
 def _bench(options) -> int:
     from . import bench
 
-    given = {name: value for name, value in vars(options).items() if name not in ("run", "what")}
+    given = {name: value for name, value in vars(options).items() if name not in ("run", "what", "out")}
     table = getattr(bench, f"bench_{options.what}")(**given)
     print(table.to_string())
+    if options.out:
+        bench.record(table, options.out / f"{options.what}.json")
     return 0
 
 

@@ -1,7 +1,9 @@
 """The benchmarks themselves, at small sizes; their figures are in the README."""
 import copy
+import json
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 import torch
 
@@ -31,6 +33,15 @@ def test_ratios_are_of_their_own_pair(monkeypatch):
     monkeypatch.setattr(pairs.time, "perf_counter", lambda: next(clock))
     found = pairs.alternate(lambda: None, lambda: None, 3)
     assert found == {"ours": 1, "theirs": 3, "ratio": 3, "lowest": 2, "highest": 4}
+
+
+def test_a_table_is_kept_with_date_and_machine(tmp_path):
+    table = pd.DataFrame([{"model": "m", "ratio": 2.5}]).set_index("model")
+    bench.record(table, tmp_path / "deep" / "trainer.json")
+    content = json.loads((tmp_path / "deep" / "trainer.json").read_text())
+    assert content["table"] == [{"model": "m", "ratio": 2.5}]
+    assert content["date"] and content["machine"]["threads"] == torch.get_num_threads() and content["packages"]["peft"]
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["trainer.json"]
 
 
 def test_bench_trainer_has_a_row_a_setting(small):

@@ -5,7 +5,8 @@ from .gpu import bench_gpu
 from .grid import bench_grid
 from .methods import bench_methods
 from .packing import bench_packing
+from .record import record
 from .trainer import bench_trainer
 
 __all__ = ["bench_compile", "bench_evaluation", "bench_gpu", "bench_grid", "bench_methods", "bench_packing",
-           "bench_trainer"]
+           "bench_trainer", "record"]

@@ -46,7 +46,7 @@ def run_one(config: dict, checkpoints: Path | None = None) -> tuple[dict, pd.Dat
                                 "score": result.scores})
     metrics = {"metric": result.metric, "score": result.score, "num_examples": len(predictions),
                "eval_time": result.seconds}
-    return {"train_info": train_info, "metrics": metrics, "meta_info": _machine()}, predictions
+    return {"train_info": train_info, "metrics": metrics, "meta_info": machine()}, predictions
 
 
 @lru_cache(maxsize=2)
@@ -78,7 +78,8 @@ def _trained(result) -> dict:
             "samples_per_second": result.samples_per_second, "steps": result.steps}
 
 
-def _machine() -> dict:
+def machine() -> dict:
+    """Versions of packages, and the machine."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {"packages": {name: version(name) for name in PACKAGES},
             "machine": {"cpu": platform.machine(), "cores": os.cpu_count(), "threads": torch.get_num_threads(),

@@ -107,12 +107,9 @@ class RunStore:
         """
         _require("record parts", parts, PARTS)
         _require("columns of predictions", predictions.columns, PREDICTION_TYPES)
-        run_info = {
-            "config": config,
-            "config_hash": hash_config(config),
-            "created_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "peftkit_version": __version__,
-        }
+        now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        run_info = {"config": config, "config_hash": hash_config(config), "created_at": now,
+                    "peftkit_version": __version__}
         columns = predictions.astype({"question_id": str, "prediction": str, "score": float})
         record = Record(json.loads(canonical({"run_info": run_info, **parts})), columns.reset_index(drop=True))
         self._write(record)

@@ -18,12 +18,16 @@ from transformers.models.mistral import modeling_mistral
 from transformers.models.qwen2_vl import modeling_qwen2_vl
 
 ROTARY = (modeling_llama, modeling_mistral)  # modules whose attention turns queries and keys as above
+PLAIN_ROTARY = modeling_llama.apply_rotary_pos_emb
 NORMS = (modeling_llama.LlamaRMSNorm, modeling_mistral.MistralRMSNorm, modeling_qwen2_vl.Qwen2VLRMSNorm)
 
 
 @contextmanager
 def few_passes(model: nn.Module) -> Iterator[None]:
-    """Inside, frozen float32 norms of `model`, and rotations in Llama and Mistral models, run as one node each."""
+    """Inside, frozen norms of `model`, and rotations in Llama and Mistral models, run as one node each.
+
+    In float32 alone: in bfloat16 another order of operations would round otherwise.
+    """
     norms = [module for module in model.modules() if type(module) in NORMS]
     with ExitStack() as stack:
         for module in ROTARY:
@@ -35,6 +39,8 @@ def few_passes(model: nn.Module) -> Iterator[None]:
 
 def rotate(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1) -> tuple[Tensor, Tensor]:
     """q, k: (B, heads, L, head); cos, sin: (B, L, head), both halves of a head alike."""
+    if {q.dtype, cos.dtype} != {torch.float32}:
+        return PLAIN_ROTARY(q, k, cos, sin, unsqueeze_dim=unsqueeze_dim)
     cos, sin = cos.unsqueeze(unsqueeze_dim), sin.unsqueeze(unsqueeze_dim)
     return _Rotation.apply(q, cos, sin), _Rotation.apply(k, cos, sin)
 

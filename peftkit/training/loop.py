@@ -69,12 +69,7 @@ def train(model: nn.Module, processor, data: datasets.Dataset | Encoded, config:
     elif config.cache_features and encoded.features is None:
         cache_features(model, encoded, progress=config.progress and accelerator.is_main_process)
     set_seed(config.seed + accelerator.process_index)
-    pictures = encoded.by_picture(range(len(encoded)))
-    sampler = LengthBuckets(encoded.lengths(), config.batch_size * accelerator.num_processes, config.seed, pictures)
-    longest = model.config.get_text_config().max_position_embeddings
-    packs = config.packing and len(pictures) < len(encoded)
-    tensors = partial(encoded.packed_batch, longest=longest) if packs else encoded.training_batch
-    loader = DataLoader(range(len(encoded)), batch_sampler=sampler, collate_fn=Parts(encoded, tensors, accelerator))
+    loader = _loader(encoded, model, config, accelerator)
     optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay, fused=True)
     steps = max(1, round(config.epochs * math.ceil(len(loader) / config.accumulation)))
     schedule = get_scheduler(config.schedule if config.schedule != "constant" else "constant_with_warmup", optimizer,
@@ -89,6 +84,16 @@ def train(model: nn.Module, processor, data: datasets.Dataset | Encoded, config:
     hand_back(trained, model)
     model.eval()
     return TrainResult(state.losses, steps, state.samples, seconds, state.samples / seconds, memory.megabytes())
+
+
+def _loader(encoded: Encoded, model: nn.Module, config: TrainConfig, accelerator: Accelerator) -> DataLoader:
+    """Batches for all processes, of which each takes its part; rows about one picture share a sequence if they can."""
+    pictures = encoded.by_picture(range(len(encoded)))
+    sampler = LengthBuckets(encoded.lengths(), config.batch_size * accelerator.num_processes, config.seed, pictures)
+    tensors = encoded.training_batch
+    if config.packing and len(pictures) < len(encoded):
+        tensors = partial(encoded.packed_batch, longest=model.config.get_text_config().max_position_embeddings)
+    return DataLoader(range(len(encoded)), batch_sampler=sampler, collate_fn=Parts(encoded, tensors, accelerator))
 
 
 def _run(accelerator: Accelerator, loss_of: nn.Module, loader: DataLoader, state: State, steps: int,

@@ -27,7 +27,10 @@ def test_a_rotation_and_its_gradient_are_those_of_transformers():
     with few_passes(torch.nn.Identity()):
         assert modeling_llama.apply_rotary_pos_emb is not torch_rotate
         found = turned()
+        halves = [tensor.detach().bfloat16() for tensor in (q, k, angles.cos(), angles.sin())]
+        in_bfloat16 = modeling_llama.apply_rotary_pos_emb(*halves)
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(found, expected))
+    assert all(torch.equal(a, b) for a, b in zip(in_bfloat16, torch_rotate(*halves)))
     assert modeling_llama.apply_rotary_pos_emb is torch_rotate
 
 
