@@ -72,7 +72,7 @@ def differences(frame: pd.DataFrame) -> pd.DataFrame:
                              "on_paper": verdict(sign, paper - TIE, paper + TIE)})
     found = pd.DataFrame(rows)
     known = found["p"].notna()
-    found.loc[known, "p_holm"] = holm(found.loc[known, "p"]) if known.any() else math.nan
+    found.loc[known, "p_holm"] = holm(found.loc[known, "p"], declared=len(found)) if known.any() else math.nan
     return found.drop(columns="p")
 
 

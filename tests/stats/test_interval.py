@@ -6,7 +6,7 @@ import pytest
 from scipy import stats as scipy_stats
 
 from peftkit.errors import PeftkitError
-from peftkit.stats import holm, iqm, mean_interval, p_value, paired_difference, probability_of_improvement
+from peftkit.stats import iqm, mean_interval, p_value, paired_difference
 
 
 def test_mean_interval_by_hand():
@@ -29,14 +29,6 @@ def test_a_higher_confidence_gives_a_wider_interval():
     assert mean_interval(scores, 0.99).high > mean_interval(scores, 0.95).high > mean_interval(scores, 0.5).high
 
 
-@pytest.mark.parametrize("seeds", [3, 5])
-def test_the_interval_covers_the_truth_as_often_as_it_says(seeds):
-    draws = np.random.default_rng(0).normal(0.7, 0.05, size=(4000, seeds))
-    intervals = [mean_interval(draw) for draw in draws]
-    coverage = np.mean([interval.low <= 0.7 <= interval.high for interval in intervals])
-    assert coverage == pytest.approx(0.95, abs=0.015)
-
-
 def test_paired_difference_takes_the_shared_seed_noise_out():
     noise = np.array([-0.3, 0.0, 0.1, 0.2])
     interval = paired_difference(0.5 + noise + [0.01, 0.02, 0.03, 0.02], 0.5 + noise)
@@ -55,6 +47,15 @@ def test_paired_difference_matches_named_scores_by_seed():
     assert paired_difference(shuffled, pd.Series(b)).mean == pytest.approx(interval.mean)
 
 
+def test_paired_difference_matches_frames_by_seed_and_task():
+    a = pd.DataFrame({"vqa": [0.9, 0.7], "ocr": [0.5, 0.4]}, index=[42, 43])
+    b = pd.DataFrame({"ocr": [0.0, 0.4, 0.5], "vqa": [0.0, 0.7, 0.9]}, index=[1, 43, 42])
+    interval = paired_difference(a, b)
+    assert (interval.mean, interval.sd, interval.n) == pytest.approx((0.0, 0.0, 2))
+    with pytest.raises(PeftkitError, match="same tasks"):
+        paired_difference(a, b.rename(columns={"vqa": "sqa"}))
+
+
 def test_p_value_of_a_paired_difference_is_the_paired_t_test():
     a, b = np.random.default_rng(1).normal(size=(2, 6))
     assert p_value(paired_difference(a, b)) == pytest.approx(scipy_stats.ttest_rel(a, b).pvalue)
@@ -64,6 +65,8 @@ def test_p_value_of_a_paired_difference_is_the_paired_t_test():
 def test_p_value_without_spread():
     assert p_value(mean_interval([0.5, 0.5]), null=0.5) == 1.0
     assert p_value(mean_interval([0.5, 0.5]), null=0.4) == 0.0
+    rounded = [0.1 + 0.2 - 0.3, 0.3 - 0.2 - 0.1, 0.0]  # all zero but for floating point
+    assert p_value(mean_interval(rounded)) == 1.0
 
 
 def test_p_value_is_below_alpha_exactly_when_the_interval_excludes_zero():
@@ -72,34 +75,9 @@ def test_p_value_is_below_alpha_exactly_when_the_interval_excludes_zero():
         assert (p_value(interval) < 0.05) == (interval.low > 0 or interval.high < 0)
 
 
-def test_holm_by_hand():
-    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert holm([0.5, 0.9]) == pytest.approx([1.0, 1.0])
-    assert holm([0.02]) == pytest.approx([0.02])
-
-
-def test_probability_of_improvement_by_hand():
-    assert probability_of_improvement([3, 4, 5], [0, 1, 2]) == 1.0
-    assert probability_of_improvement([1, 2, 3], [1, 2, 3]) == 0.5
-    assert probability_of_improvement([1, 2, 3], [2, 2, 0]) == pytest.approx((1 + 2 + 3) / 9)  # 1: one win; 2: two ties
-    assert probability_of_improvement([1, 2], [0, 0, 3]) == pytest.approx(4 / 6)
-
-
-def test_probability_of_improvement_is_averaged_over_tasks_and_adds_up_to_one():
-    a, b = [[3, 0], [4, 0]], [[1, 5], [2, 5], [0, 5]]
-    assert probability_of_improvement(a, b) == 0.5
-    x, y = np.random.default_rng(3).integers(0, 4, size=(2, 5, 3))
-    assert probability_of_improvement(x, y) + probability_of_improvement(y, x) == pytest.approx(1.0)
-
-
-def test_iqm_by_hand():
-    assert iqm([1, 2, 3, 4, 5, 6, 7, 8]) == 4.5
-    assert iqm([[0, 2], [4, 100]]) == 3.0
-    assert iqm([1, 2, 6]) == 3.0
-
-
 @pytest.mark.parametrize("function", [mean_interval, iqm])
-@pytest.mark.parametrize("scores", [[], [0.5], [[0.5, 0.6, 0.7]], [0.5, np.nan], [0.5, np.inf], 0.5, [[[1]], [[2]]]])
+@pytest.mark.parametrize("scores", [[], [0.5], [[0.5, 0.6, 0.7]], [0.5, np.nan], [0.5, np.inf], 0.5, [[[1]], [[2]]],
+                                    ["good", "bad"], [[0.1, 0.2], [0.3]]])
 def test_bad_scores_are_refused(function, scores):
     with pytest.raises(PeftkitError):
         function(scores)
@@ -119,19 +97,7 @@ def test_scores_that_cannot_be_paired_are_refused(a, b):
         paired_difference(a, b)
 
 
-@pytest.mark.parametrize("a, b", [([0.5], [0.4, 0.3]), ([0.5, 0.4], [0.3]), ([[1, 2], [3, 4]], [1, 2])])
-def test_probability_of_improvement_refuses_single_seeds_and_other_tasks(a, b):
-    with pytest.raises(PeftkitError):
-        probability_of_improvement(a, b)
-
-
 @pytest.mark.parametrize("confidence", [0, 1, 95])
 def test_a_confidence_outside_0_and_1_is_refused(confidence):
     with pytest.raises(PeftkitError, match="confidence"):
         mean_interval([0.1, 0.2], confidence)
-
-
-@pytest.mark.parametrize("p_values", [[], [0.5, 1.2], [0.1, np.nan], [[0.1]], 0.1])
-def test_bad_p_values_are_refused(p_values):
-    with pytest.raises(PeftkitError):
-        holm(p_values)
