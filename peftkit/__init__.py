@@ -20,6 +20,7 @@ _HOMES = {
     "TrainConfig": "training",
     "evaluate": "evaluation",
     "Study": "studies",
+    "claims": "papers.claims",
 }
 __all__ = [*_HOMES, "__version__"]
 

@@ -1,4 +1,4 @@
-"""The command line: `peftkit figures`, `peftkit zoo`, `peftkit bench`.
+"""The command line: `peftkit figures`, `claims`, `methods`, `zoo`, `bench`.
 
 The only module that knows the names of notebooks.
 """
@@ -68,6 +68,12 @@ def _parser() -> argparse.ArgumentParser:
             one.add_argument("--against", type=Path, default=None, help="a checkout of another commit to compare with")
         one.add_argument("--out", type=Path, default=None, help="folder for the table with date and machine, as JSON")
         one.set_defaults(run=_bench, what=name)
+
+    claims = commands.add_parser("claims", help="a paper's claims, judged by its own numbers and by our runs")
+    claims.add_argument("paper", help="such as zhou2024")
+    claims.add_argument("--runs", type=Path, default=None, help="CSV of runs (default: the committed records)")
+    claims.add_argument("--csv", type=Path, default=None, help="write the ledger to this file too")
+    claims.set_defaults(run=_claims)
 
     commands.add_parser("methods", help="all methods, side by side").set_defaults(run=_methods)
     return parser
@@ -162,6 +168,16 @@ def _bench(options) -> int:
     print(table.to_string())
     if options.out:
         bench.record(table, options.out / f"{options.what}.json")
+    return 0
+
+
+def _claims(options) -> int:
+    from .papers.claims import as_text, claims
+
+    table = claims(options.paper, options.runs)
+    print(as_text(table))
+    if options.csv:
+        table.to_csv(options.csv, index=False)
     return 0
 
 

@@ -1,22 +1,47 @@
 """The paper's printed numbers."""
+import csv
 from pathlib import Path
 
 import pandas as pd
 
-from ...errors import choose
+from ...errors import PeftkitError, choose
 
 _TABLES = Path(__file__).parent / "tables"
 METHODS = {"prefix": "prefix-peft"}  # the paper's name -> ours: it used peft's own prefix tuning
+DATASETS = ("scienceqa_img", "vizwiz", "iconqa_txt", "iconqa_blank", "flickr30k", "okvqa", "ocrvqa", "vqav2", "avg")
+NAMES = {  # what the naming columns of a printed table may hold
+    "model": ("llava_1.5_7b", "llava_1.5_13b", "sharegpt4v_7b", "qwen_vl_chat", "all"),
+    "method": ("lora", "adapter", "ia3", "prefix", "all"), "connector": ("frozen", "tuned"),
+    **dict.fromkeys(("dataset", "source_dataset", "target_dataset", "tuned_on"), DATASETS)}
 
 
 def printed_table(name: str) -> pd.DataFrame:
     """A printed table in long form, as printed ("table01_main", "table15_efficiency", ...), methods by our names.
 
-    Suspected misprints are kept and said so in the column `note`. Raises PeftkitError for an unknown name.
+    Misprints are kept: the column `misprint` says "suspected", or "affected" for an average of one, `corrected` holds
+    the value that is probably right where it is known, and `note` the reason. Raises PeftkitError for an unknown name.
     """
     names = sorted(path.stem for path in _TABLES.glob("*.csv"))
-    table = pd.read_csv(_TABLES / f"{choose('table of zhou2024', name, names)}.csv")
+    table = read_names(_TABLES / f"{choose('table of zhou2024', name, names)}.csv", NAMES)
     return table.replace({"method": METHODS}) if "method" in table else table
+
+
+def read_names(path: str | Path, accepted: dict[str, tuple[str, ...]]) -> pd.DataFrame:
+    """A tidy CSV whose columns in `accepted` hold those names only (columns it lacks are not asked for).
+
+    Raises PeftkitError that tells file, line and the accepted names, or that there is no such file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise PeftkitError(f"no file {path}")
+    with path.open(newline="", encoding="utf-8") as file:
+        for row in (reader := csv.DictReader(file)):
+            for column in accepted.keys() & row.keys():
+                try:
+                    choose(column, row[column], accepted[column])
+                except PeftkitError as error:
+                    raise PeftkitError(f"{path.name}, line {reader.line_num}: {error}") from None
+    return pd.read_csv(path)
 
 
 def unseen_and_seen(scores: pd.DataFrame, unseen: tuple[str, ...], seen: tuple[str, ...]) -> pd.DataFrame:

@@ -1,0 +1,123 @@
+"""Both sides in the one shape that the claims ask (`peftkit.papers.cells.Cells`): printed tables and our records.
+
+Models have the paper's names on both sides; ours are those that our bases stand for (`COUNTERPARTS`). Scores are in
+points, 0 to 100. `spread` is the standard deviation over seeds: as printed; on records, where a claim needs one number
+a seed, |score - mean over seeds| scaled so that its expectation is the standard deviation (Levene's way).
+
+What a study varies becomes `setting`, such as "placement both". Sizes, learning rates and numbers of training examples
+are ranked, as ours are other numbers than the paper's: "size 1" is the smallest.
+"""
+import math
+from functools import cache
+from itertools import permutations
+
+import pandas as pd
+
+from ...errors import PeftkitError, choose
+from ..cells import Cell, Cells
+from .printed import NAMES, printed_table, read_names
+from .shares import LANGUAGE, paper_shares
+from .study import SEEN, SIZES, UNSEEN
+from .tables import COUNTERPARTS, DATASETS, MODELS, UNTRAINED
+
+SETTINGS = {  # study -> the column of a record that it varies
+    "zhou2024": None, "zhou2024-location": "placement", "zhou2024-data": "train_size", "zhou2024-size": "size",
+    "zhou2024-rates": "learning_rate", "zhou2024-vision": "vision", "zhou2024-transfer": "epoch",
+    "zhou2024-hallucination": "tuned_on", "zhou2024-captions": "epoch", "zhou2024-shares": None}
+RANKED = ("train_size", "size", "learning_rate")
+PRINTED = {  # table -> the study that runs it again
+    "table01_main": "zhou2024", "table02_location_llava7b": "zhou2024-location",
+    "table13_location_qwen": "zhou2024-location", "table03_data_scale": "zhou2024-data",
+    "table06_size_stability": "zhou2024-size", "table14_lr_stability": "zhou2024-rates",
+    "table12_vision_encoder": "zhou2024-vision", "table04_overfit_transfer": "zhou2024-transfer",
+    "table05_mmhal": "zhou2024-hallucination", "table07_manual_hallucination": "zhou2024-captions",
+    "table15_efficiency": "zhou2024-shares"}
+RENAMED = {  # column of a printed table -> of a record
+    "value": "score", "mean": "score", "std": "spread", "dataset": "task", "location": "placement",
+    "train_examples": "train_size", "vision_encoder": "vision", "overfit_epoch": "epoch"}
+SCALES = {"mmhal_score": 100 / 6, "hallucination_rate": 100.0}  # to points
+MEASURES = {"mmhal_score": "truth", "hallucination_rate": "hallucinated", "hallucinated_outputs_of_100": "hallucinated",
+            "trainable_percent": "trainable_percent"}  # metric -> "task" of tables without a dataset
+DEFAULT_SIZES = {"adapter": "size 4", "lora": "size 4", "prefix-peft": "size 2"}  # of Table 1, in Table 6
+PAIRS = tuple(">".join(pair) for pair in permutations(("iconqa_txt", "scienceqa", "vizwiz"), 2))  # source > target
+NEEDED = ("study", "base", "method", "connector", "task", "seed", "score")
+
+
+def printed_cells(corrected: bool = False) -> Cells:
+    """All printed tables; corrected: suspected misprints replaced where the right value is known."""
+    frame = pd.concat([_printed(table, study, corrected) for table, study in PRINTED.items()])
+    sizes = frame[(frame["study"] == "zhou2024-size") & (frame["setting"] == frame["method"].map(DEFAULT_SIZES))]
+    key = ["model", "method", "connector", "task"]  # Table 6 has the spread of configurations of Table 1
+    spreads = sizes.assign(study="zhou2024")[["study", *key, "spread"]]
+    frame = frame.merge(spreads, on=["study", *key], how="left", suffixes=("", "_of_size"))
+    frame["spread"] = frame["spread"].fillna(frame.pop("spread_of_size"))
+    return Cells(frame, tuple(MODELS), printed=True)
+
+
+def our_cells(frame: pd.DataFrame) -> Cells:
+    """Records, a row a run, with the columns study, base, method, connector, task, seed, score and what a study varies.
+
+    frame: of `peftkit.studies.tabulate`. Shares of parameters are counted, not read. Raises PeftkitError for a base or
+    study that the claims do not know.
+    """
+    if lacking := [column for column in NEEDED if column not in frame]:
+        raise PeftkitError(f"runs lack the columns {', '.join(lacking)}; needed: {', '.join(NEEDED)}")
+    runs = frame[frame["method"] != UNTRAINED].reset_index(drop=True)
+    models = {base: COUNTERPARTS[choose("base", base, COUNTERPARTS)] for base in runs["base"].unique()}
+    runs = runs.assign(model=runs["base"].map(models), score=100 * runs["score"])
+    sizes = [option for options in SIZES.values() for option in options if option in runs]
+    runs["size"] = runs[sizes].bfill(axis=1).iloc[:, 0] if sizes else None
+    parts = [_with_setting(part, study) for study, part in runs.groupby("study")]
+    ran = pd.concat(parts)[[*Cell._fields, "seed", "score"]]
+    by_cell = ran.groupby(list(Cell._fields), dropna=False)["score"]
+    seeds = by_cell.transform("count")
+    scale = (math.pi / 2 * seeds / (seeds - 1).where(seeds > 1)) ** 0.5
+    ran["spread"] = (ran["score"] - by_cell.transform("mean")).abs() * scale
+    return Cells(pd.concat([ran, _counted()]), tuple(COUNTERPARTS.values()),
+                 names={model: base for base, model in COUNTERPARTS.items()})
+
+
+def read_runs(path) -> pd.DataFrame:
+    """Runs from a tidy CSV with the columns that `our_cells` wants; unknown names are refused with file and line."""
+    return read_names(path, {
+        "study": tuple(SETTINGS), "base": tuple(COUNTERPARTS), "method": (UNTRAINED, *SIZES),
+        "connector": (*NAMES["connector"], ""), "task": (*UNSEEN, *SEEN, *PAIRS, *MEASURES.values())})
+
+
+def _printed(table: str, study: str, corrected: bool) -> pd.DataFrame:
+    frame = printed_table(table).rename(columns=RENAMED)
+    if corrected:
+        frame["score"] = frame["corrected"].fillna(frame["score"])
+    frame["score"] = frame["score"].astype(float) * frame["metric"].map(SCALES).fillna(1.0)
+    if "question_type" in frame:
+        frame = frame[frame["question_type"] == "overall"]
+    frame = frame.replace({"attn": "attention", **DATASETS})
+    if "source_dataset" in frame:
+        frame["task"] = frame["source_dataset"] + ">" + frame["target_dataset"]
+    elif "task" not in frame:
+        frame["task"] = frame["metric"].map(MEASURES)  # other metrics become empty and are dropped
+    averages = frame[[name for name in ("task", "epoch") if name in frame]].isin(["avg", "avg>avg"]).any(axis=1)
+    frame = frame[~averages & frame["task"].notna()]
+    frame = _with_setting(frame.astype({"epoch": int} if "epoch" in frame else {}), study)
+    frame = frame.assign(study=study, seed="printed", connector=frame.get("connector", "tuned"))
+    return frame.reindex(columns=[*Cell._fields, "seed", "score", "spread"])
+
+
+def _with_setting(frame: pd.DataFrame, study: str) -> pd.DataFrame:
+    varied = SETTINGS[choose("study", study, SETTINGS)]
+    if varied is None:
+        return frame.assign(setting=None)
+    if varied not in frame:
+        raise PeftkitError(f"runs of study {study} lack the column {varied}")
+    levels = frame[varied]
+    if varied in RANKED:
+        levels = frame.groupby(["model", "method"])[varied].rank(method="dense").astype(int)
+    return frame.assign(setting=varied + " " + levels.astype(str))
+
+
+@cache
+def _counted() -> pd.DataFrame:
+    """Table 15's trainable shares from injected modules, without weights: exact, so there is one "seed"."""
+    counted = [paper_shares(name).assign(model=name) for name in LANGUAGE]
+    shares = pd.concat(counted).melt(["model", "method"], ["frozen", "tuned"], "connector", "score")
+    return shares.assign(study="zhou2024-shares", task="trainable_percent", setting=None, seed="counted")
