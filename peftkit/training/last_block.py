@@ -1,7 +1,9 @@
 """After the last attention only positions that learn go on: the rest of the last block, the norm and the head skip
 the others, whose outputs no loss reads. Loss and gradients are those of the whole pass."""
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -21,28 +23,29 @@ BLOCKS = (LlamaDecoderLayer, MistralDecoderLayer, Qwen2VLDecoderLayer, GemmaDeco
 def learned_only(model: nn.Module, index: Tensor) -> Iterator[None]:
     """Inside, `model` returns logits (1, N, vocabulary) of N positions alone.
 
-    index: (N,) positions in the flattened batch, row × length + column. A last block that does more than its kind
-    (a method wraps it, or it recomputes its activations in the backward pass) runs whole; the head then gets N positions.
+    index: (N,) positions in the flattened batch, row × length + column. Blocks that do more than their kind, because a
+    method wraps them, run whole; the head then gets N positions.
     """
     base = unwrap(model)
-    block = _last_block(base)
-    if block is None:
-        head = base.get_output_embeddings()
-        handle = head.register_forward_pre_hook(lambda module, inputs: (select(inputs[0], index),))
-        try:
-            yield
-        finally:
-            handle.remove()
-        return
-    run = getattr(block, "compiled_tail", last_block)
-    block.forward = lambda hidden, **kwargs: run(block, hidden, index, **kwargs)
-    try:
+    *_, block = plain_blocks(base) or [None]
+    with ExitStack() as stack:
+        if block is None:
+            handle = base.get_output_embeddings().register_forward_pre_hook(
+                lambda module, inputs: (select(inputs[0], index),))
+            stack.callback(handle.remove)
+        else:
+            tail = partial(getattr(block, "compiled_tail", last_block), block, index)
+            if block.training and block.gradient_checkpointing:  # the block's own would recompute it whole
+                tail = partial(_recomputed, block._gradient_checkpointing_func, tail)
+            stack.enter_context(patch.multiple(block, forward=tail, gradient_checkpointing=False))
         yield
-    finally:
-        del block.forward
 
 
-def last_block(block: nn.Module, hidden: Tensor, index: Tensor, **kwargs) -> Tensor:
+def _recomputed(checkpoint: Callable, tail: Callable[..., Tensor], hidden: Tensor, **kwargs) -> Tensor:
+    return checkpoint(partial(tail, **kwargs), hidden)
+
+
+def last_block(block: nn.Module, index: Tensor, hidden: Tensor, **kwargs) -> Tensor:
     """The block on (B, L, width), but (1, N, width) from its MLP on."""
     attended, _ = block.self_attn(hidden_states=block.input_layernorm(hidden), **kwargs)
     hidden = select(hidden + attended, index)
@@ -59,9 +62,3 @@ def plain_blocks(base: nn.Module) -> list[nn.Module]:
     language = base.get_submodule(architecture(base).language)
     blocks = list(language.layers) if isinstance(language, PreTrainedModel) else []  # else a method reads all states
     return blocks if all(type(block) in BLOCKS for block in blocks) else []
-
-
-def _last_block(base: nn.Module) -> nn.Module | None:
-    *_, block = plain_blocks(base) or [None]
-    recomputed = block is not None and block.training and getattr(block, "gradient_checkpointing", False)
-    return None if recomputed else block

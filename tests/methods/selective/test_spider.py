@@ -201,7 +201,7 @@ def test_a_rule_sees_gradients_before_they_are_clipped(tiny_llava, rows, monkeyp
 def test_micro_batches_give_the_masks_of_the_whole_batch(tiny_llava, rows, monkeypatch):
     row = [0] * 4  # one row four times, so that the mean over batches is the mean over the batch
     same = dataclasses.replace(rows, **{name: [getattr(rows, name)[r] for r in row] for name in (
-        "prompts", "answers", "references", "question_ids")},
+        "prompts", "answers", "references", "question_ids", "picture_ids")},
         pictures={name: value[row] for name, value in rows.pictures.items()})
     whole, ours, steps = run(tiny_llava, same, monkeypatch, epochs=3, batch_size=4)
     parts, plain, again = run(tiny_llava, same, monkeypatch, epochs=3, batch_size=2, accumulation=2)
