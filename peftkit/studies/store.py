@@ -118,10 +118,8 @@ class RunStore:
 
     @contextmanager
     def claim(self, config: dict, wait: bool = True) -> Iterator[bool]:
-        """Hold the run of `config` against all other processes; yields whether it is held.
-
-        It is not held only if another process holds it and `wait` is False. A killed process frees what it held.
-        """
+        """Hold the run of `config` against all other processes; yields whether it is held: always, unless another
+        process has it and `wait` is False. A killed process frees what it held."""
         path = self.folder / ".locks" / hash_config(config)
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("w") as lock:
