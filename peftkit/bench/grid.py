@@ -1,4 +1,5 @@
 """A grid of 200 short runs by the workers of a study, against the same runs one after the other in one process."""
+import json
 import os
 import subprocess
 import sys
@@ -11,12 +12,13 @@ from ..errors import PeftkitError
 from .pairs import alternate
 
 GRID = """
+import json
 import sys
 from peftkit import Study
 if __name__ == "__main__":
     Study("bench", bases=["tiny-llava-s"], methods={"lora": {}, "adapter": {}}, seeds=range(10), store=sys.argv[1],
           tasks=["scienceqa", "vizwiz", "iconqa_txt", "iconqa_blank", "vqav2"], train_size=128, test_size=64,
-          settings={"all": {"epochs": 2, "learning_rate": 1e-3}}).run(workers=eval(sys.argv[2]), progress=False)
+          settings={"all": {"epochs": 2, "learning_rate": 1e-3}}).run(workers=json.loads(sys.argv[2]), progress=False)
 """
 
 
@@ -41,5 +43,5 @@ def _run(checkout: Path, workers: int | None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         script = Path(folder) / "grid.py"
         script.write_text(GRID)
-        subprocess.run([sys.executable, script, Path(folder) / "runs", str(workers)], check=True,
+        subprocess.run([sys.executable, script, Path(folder) / "runs", json.dumps(workers)], check=True,
                        env=os.environ | {"PYTHONPATH": str(checkout)})

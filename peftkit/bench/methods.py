@@ -1,6 +1,5 @@
 """Every method against LoRA with as many trainable parameters: seconds a step, and memory that a step keeps."""
 import copy
-import time
 
 import pandas as pd
 import torch

@@ -9,7 +9,6 @@ from ..models import Base, load
 
 SMALL = "tiny-llava-s"
 PADDING = "look at the picture with care and then give a short answer of one word only please"
-SHAPES = ("tiny-llava-s", "llava-576", "llava-1.5-7b")
 
 
 def shaped(name: str, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Base:

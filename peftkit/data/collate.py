@@ -13,7 +13,6 @@ from torch.nn import functional as F
 from transformers import PaliGemmaProcessor
 
 from ..errors import PeftkitError
-from .encoded import IGNORE as IGNORE  # kept importable from here
 from .encoded import Encoded
 from .tasks import prompt_text
 

@@ -38,7 +38,8 @@ def inject(model: nn.Module, method: str, *, connector: str = "frozen", seed: in
     """
     chosen, given = METHODS[choose("method", method, METHODS)], method_options(method, options)
     choose("connector", connector, CONNECTORS)
-    arch, kind = architecture(model), model.config.model_type
+    architecture(model)  # raises for a type that is not supported
+    kind = model.config.model_type
     if any(isinstance(module, (PeftModel, BaseTunerLayer, AuxiliaryTrainingWrapper)) for module in model.modules()):
         raise PeftkitError("the model holds a peft method already; accepted: a base model without one")
     if kind in chosen.refuses:

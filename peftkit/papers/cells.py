@@ -49,8 +49,8 @@ class Cells:
         Only seeds that all these cells have are kept. A cell without some seed of its study and model is noted as
         missing.
         """
-        models = tuple(name for name in _listed(model) if name in self.models)
-        cells = product(*map(_listed, (study, models, method, connector, task, setting)))
+        models = tuple(name for name in listed(model) if name in self.models)
+        cells = product(*map(listed, (study, models, method, connector, task, setting)))
         columns = [column for names in cells if len(column := self._column(Cell(*names), value))]
         return pd.concat(columns, axis=1, join="inner").mean(axis=1) if columns else pd.Series(dtype=float)
 
@@ -83,5 +83,6 @@ class Cells:
         return pd.Series(found, dtype=float)
 
 
-def _listed(part) -> tuple:
+def listed(part) -> tuple:
+    """A name alone, or a tuple of names, as a tuple."""
     return part if isinstance(part, tuple) else (part,)

@@ -4,7 +4,7 @@ from peft import PeftType
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..data.collate import IGNORE
+from ..data.encoded import IGNORE
 from ..methods import leading_tokens
 from .last_block import learned_only
 from .towers import connect

@@ -5,7 +5,6 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from unittest.mock import patch
 
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.models.gemma.modeling_gemma import GemmaDecoderLayer

@@ -1,5 +1,4 @@
 """How each model type encodes pictures: its frozen tower, and the connector on what the tower made."""
-import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 

@@ -8,7 +8,8 @@ from PIL import Image
 
 import peftkit
 from peftkit.data import encode
-from peftkit.data.collate import CHUNK, IGNORE, _joined
+from peftkit.data.collate import CHUNK, _joined
+from peftkit.data.encoded import IGNORE
 from peftkit.errors import PeftkitError
 
 

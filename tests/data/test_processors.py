@@ -3,7 +3,8 @@ import pytest
 import torch
 
 import peftkit
-from peftkit.data.collate import CHUNK, IGNORE, chat_prompt, encode
+from peftkit.data.collate import CHUNK, chat_prompt, encode
+from peftkit.data.encoded import IGNORE
 from peftkit.data.patches import grid_positions
 from peftkit.training.forward import answer_loss
 

@@ -4,7 +4,6 @@ from functools import partial
 
 import pytest
 import torch
-from torch.nn import functional as F
 
 import peftkit
 from peftkit.errors import PeftkitError

@@ -6,7 +6,8 @@ import torch
 from torch.nn import functional as F
 
 import peftkit
-from peftkit.data.collate import IGNORE, encode
+from peftkit.data.collate import encode
+from peftkit.data.encoded import IGNORE
 from peftkit.methods import METHODS, leading_tokens
 from peftkit.training.forward import answer_loss
 from peftkit.training.last_block import learned_only

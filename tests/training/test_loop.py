@@ -8,7 +8,8 @@ import torch
 
 import peftkit
 from peftkit import TrainConfig
-from peftkit.data.collate import IGNORE, encode
+from peftkit.data.collate import encode
+from peftkit.data.encoded import IGNORE
 from peftkit.errors import PeftkitError
 from peftkit.training import features
 from peftkit.training.features import cache_features, can_cache

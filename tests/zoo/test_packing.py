@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from peftkit.data.collate import IGNORE
+from peftkit.data.encoded import IGNORE
 from peftkit.data.scenes import sample_scenes
 from peftkit.zoo.mix import caption_segments, scene_in_words, seen_segments
 from peftkit.data.packing import pack

@@ -96,7 +96,7 @@ def test_the_penaltys_gradient_is_that_of_autograd(toy, batches):
 def test_half_of_each_group_is_frozen_and_keeps_what_it_has(tiny_llava, rows):
     model = peftkit.inject(copy.deepcopy(tiny_llava.model), "half", layers=1, steps_a_round=1)
     optimizer, rule = adamw(model), rule_of(model)
-    rounds, weights = [], {}
+    rounds = []
     for _ in range(6):
         before = {t.name: t.weight.detach().clone() for t in rule.tensors}
         answer_loss(model, rows.training_batch([0, 1])).backward()

@@ -4,7 +4,7 @@ from math import inf, sqrt
 
 import pandas as pd
 
-from ...cells import Cells
+from ...cells import Cells, listed
 from ...claims import Effect
 from ..study import SEEN, SIZES, UNSEEN
 from ..tables import MODELS
@@ -45,7 +45,7 @@ def lead(first: dict, second: dict, low: float = 0.0, high: float = inf, name: s
 
     def predicate(cells: Cells) -> dict[str, Effect]:
         one, two = default | where | first, default | where | second
-        if not all({*_listed(arm["model"])} & {*cells.models} for arm in (one, two)):
+        if not all({*listed(arm["model"])} & {*cells.models} for arm in (one, two)):
             return {}  # this side has no such model
         return {name: Effect(cells.mean(**one) - cells.mean(**two), low, high)}
 
@@ -95,7 +95,3 @@ def _best(cells: Cells, methods, model: str, connector: str, task: str) -> pd.Se
 
 def _words(arm: dict) -> str:
     return " ".join(str(value) for value in arm.values())
-
-
-def _listed(part) -> tuple:
-    return part if isinstance(part, tuple) else (part,)
