@@ -20,7 +20,12 @@ BENCHES = {
     "methods": "seconds a step and memory of every method, relative to LoRA",
     "gpu": "LLaVA-1.5-7B's shape on a GPU against transformers.Trainer with peft",
 }
-NOTEBOOKS = ("00_start_here", "02_methods", "03_zhou2024")
+NOTEBOOKS = {  # notebook -> the studies whose records it reads
+    "00_start_here": (), "02_methods": (), "03a_zhou2024": ("zhou2024",),
+    "03b_zhou2024": ("zhou2024", "zhou2024-location", "zhou2024-data", "zhou2024-size", "zhou2024-rates",
+                     "zhou2024-vision", "zhou2024-vocabulary"),
+    "03c_zhou2024": ("zhou2024", "zhou2024-transfer", "zhou2024-hallucination"),
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -39,7 +44,7 @@ def _parser() -> argparse.ArgumentParser:
 
     figures = commands.add_parser("figures", help="train the studies, execute the notebooks, compare every figure")
     figures.add_argument("--tier", default="laptop", help="smoke (seconds) or laptop (the default, under an hour)")
-    figures.add_argument("--only", nargs="+", default=NOTEBOOKS, metavar="NOTEBOOK", help="default: all of them")
+    figures.add_argument("--only", nargs="+", default=list(NOTEBOOKS), metavar="NOTEBOOK", help="default: all of them")
     figures.add_argument("--out", type=Path, default=Path("out"), help="folder for figures and executed notebooks")
     figures.add_argument("--store", type=Path, default=Path("runs"), help="folder of records; finished runs are kept")
     figures.add_argument("--workers", type=int, default=None, help="processes that train (default: one a core)")
@@ -81,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _figures(options) -> int:
     from .figures import compare
-    from .papers.zhou2024 import TIERS, main_study
+    from .papers.zhou2024 import TIERS, studies
 
     choose("tier", options.tier, TIERS)
     for name in options.only:
@@ -89,17 +94,16 @@ def _figures(options) -> int:
     checkout = _checkout()
     out, store = options.out.resolve(), options.store.resolve()
     os.environ.update(PEFTKIT_TIER=options.tier, PEFTKIT_FIGURES=str(out / "figures"), PEFTKIT_STORE=str(store))
-    if "03_zhou2024" in options.only:
-        for study in main_study(options.tier, store):
-            print(f"{study.bases[0]}: {len(study.missing())} of {len(study.configs())} runs to do", flush=True)
-            study.run(workers=options.workers, executor=options.executor, address=options.address)
+    grids = [grid for name in dict.fromkeys(sum((NOTEBOOKS[notebook] for notebook in options.only), ()))
+             for grid in studies(name, options.tier, store)]
+    for grid in grids:
+        print(f"{grid.name} on {grid.bases[0]}: {len(grid.missing())} of {len(grid.configs())} runs to do", flush=True)
+        grid.run(workers=options.workers, executor=options.executor, address=options.address)
     if options.accept and options.tier != "smoke":
-        studies = main_study(options.tier, store) if "03_zhou2024" in options.only else []
-        _accept(checkout, out, options.only, options.tier, studies)
+        _accept(checkout, out, options.only, options.tier, grids)
     else:
         for name in options.only:
-            parameters = {"tier": options.tier} | ({"runs": "live"} if name == "03_zhou2024" else {})
-            _execute(checkout, out, name, parameters)
+            _execute(checkout, out, name, {"tier": options.tier} | ({"runs": "live"} if NOTEBOOKS[name] else {}))
     if options.tier == "smoke":
         print("the smoke tier proves that everything runs; its figures are not compared")
         return 0
@@ -117,15 +121,17 @@ def _execute(checkout: Path, out: Path, name: str, parameters: dict) -> None:
     print(f"{name}: executed in {done['seconds']} s", flush=True)
 
 
-def _accept(checkout: Path, out: Path, names: list[str], tier: str, studies) -> None:
+def _accept(checkout: Path, out: Path, names: list[str], tier: str, grids) -> None:
     """Make a run the committed reference: its records, then its notebooks, reading those records, and their figures."""
     from .notebooks import normalize
-    from .papers.zhou2024.study import record_file
+    from .papers.zhou2024.records import record_file
     from .studies.store import bundle
 
-    for study in studies:
-        records = [record for config in study.configs() if (record := study.store.get(config))]
-        bundle(record_file(study.bases[0]), records)
+    files = {}  # several grids of a study may be on one base
+    for grid in grids:
+        files.setdefault(record_file(grid.name, grid.bases[0]), []).extend(filter(None, map(grid.store.get, grid.configs())))
+    for file, records in files.items():
+        bundle(file, records)
     for name in names:
         _execute(checkout, out, name, {"tier": tier})
         normalize(out / "notebooks" / f"{name}.ipynb", checkout / "notebooks" / f"{name}.ipynb")

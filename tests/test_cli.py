@@ -10,7 +10,7 @@ from peftkit import cli
 
 @pytest.mark.parametrize("arguments, named", [
     (["figures", "--tier", "laptob"], "unknown tier 'laptob'; did you mean 'laptop'?"),
-    (["figures", "--only", "03_zhou"], "unknown notebook '03_zhou'; did you mean '03_zhou2024'?"),
+    (["figures", "--only", "03_zhou"], "unknown notebook '03_zhou'; did you mean '03a_zhou2024'?"),
     (["zoo", "build", "tiny-lava-s"], "unknown bundled base 'tiny-lava-s'; did you mean 'tiny-llava-s'"),
     (["claims", "zhou2023"], "unknown paper 'zhou2023'; did you mean 'zhou2024'"),
     (["bench", "methods", "--base", "tiny-llava-x"], "unknown model 'tiny-llava-x'; did you mean"),
@@ -36,11 +36,11 @@ def test_zoo_list_names_every_base(capsys):
 @pytest.mark.slow
 def test_figures_at_the_smoke_tier_train_execute_and_then_train_nothing(tmp_path, capsys):
     arguments = ["figures", "--tier", "smoke", "--out", str(tmp_path / "out"), "--store", str(tmp_path / "runs"),
-                 "--only", "03_zhou2024"]
+                 "--only", "03a_zhou2024"]
     assert cli.main(arguments) == 0
-    assert "18 of 18 runs to do" in capsys.readouterr().out
-    manifest = json.loads((tmp_path / "out" / "notebooks" / "03_zhou2024.manifest.json").read_text())
+    assert "20 of 20 runs to do" in capsys.readouterr().out
+    manifest = json.loads((tmp_path / "out" / "notebooks" / "03a_zhou2024.manifest.json").read_text())
     assert manifest["status"] == "success" and manifest["parameters"]["tier"] == "smoke"
-    assert list((tmp_path / "out" / "figures" / "03_zhou2024").glob("*.png"))
+    assert list((tmp_path / "out" / "figures" / "03a_zhou2024").glob("*.png"))
     assert cli.main(arguments) == 0
-    assert "0 of 18 runs to do" in capsys.readouterr().out
+    assert "0 of 20 runs to do" in capsys.readouterr().out

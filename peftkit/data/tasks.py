@@ -1,4 +1,5 @@
-"""The tasks of the drawn world: eight that stand for the eight data sets of Zhou 2024, and two caption tasks.
+"""The tasks of the drawn world: eight that stand for the eight data sets of Zhou 2024, two caption tasks,
+and three probes of hallucination.
 
 A task is three `datasets.Dataset` splits with the columns of real VQA and caption sets, a prompt format and a metric.
 Real data with the same columns can take their place: `dataclasses.replace(task, train=..., test=...)`.
@@ -31,8 +32,9 @@ FEATURES = datasets.Features({
 
 @dataclass(frozen=True)
 class TaskSpec:
-    """What a task asks. role: "seen" (in the bases' pre-training mix) or "unseen"; style: of the scenes; askers: the
-    questions; prompt: a format string over the columns; annotators: how many (equal) answers a row holds."""
+    """What a task asks. role: "seen" (in the bases' pre-training mix), "unseen", or "probe" (only tested on);
+    style: of the scenes; askers: the questions; prompt: a format string over the columns; annotators: how many (equal)
+    answers a row holds."""
 
     name: str
     stands_for: str
@@ -64,6 +66,10 @@ SPECS = {spec.name: spec for spec in (
     TaskSpec("caption", "COCO captions", "seen", "cider", "describe the picture", (q.caption,), max_new_tokens=28),
     TaskSpec("dense_caption", "dense captions of the alignment stage", "seen", "cider", "describe where",
              (q.dense_caption,), max_new_tokens=28),
+    TaskSpec("pope_random", "POPE, random absent objects", "probe", "exact_match", _SHORT, (q.pope_random,)),
+    TaskSpec("pope_popular", "POPE, popular absent objects", "probe", "exact_match", _SHORT, (q.pope_popular,)),
+    TaskSpec("pope_adversarial", "POPE, adversarial absent objects", "probe", "exact_match", _SHORT,
+             (q.pope_adversarial,)),
 )}
 TRIES = 4  # draws for each question wanted, because some repeat
 ZHOU2024 = ("scienceqa", "vizwiz", "iconqa_txt", "iconqa_blank", "flickr30k", "okvqa", "ocrvqa", "vqav2")

@@ -2,12 +2,14 @@
 import copy
 import os
 import platform
-from functools import lru_cache
+from collections.abc import Callable
+from functools import lru_cache, partial
 from importlib.metadata import version
 from pathlib import Path
 
 import pandas as pd
 import torch
+from peft import PeftModel
 
 from ..data import Encoded, Task, encode, task
 from ..errors import PeftkitError
@@ -20,10 +22,12 @@ from ..training.features import cache_features, can_cache
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "numpy")
 
 
-def run_one(config: dict, checkpoints: Path | None = None) -> tuple[dict, pd.DataFrame]:
+def run_one(config: dict, checkpoints: Path | None = None,
+            watch: Callable[[PeftModel, Base, int], None] | None = None) -> tuple[dict, pd.DataFrame]:
     """Train and test as `config` says (see `Study.configs`); method "none" only tests.
 
     checkpoints: a folder of this run alone, which is left as it is: whoever stores the record removes it.
+    watch: called after every epoch with the model, its base and the number of the epoch.
 
     Returns the record's parts (train_info, metrics, meta_info) and predictions (question_id, prediction, score).
     What several runs share is kept per process (base, encoded data); vision features may lie on disk, for all of them.
@@ -38,8 +42,9 @@ def run_one(config: dict, checkpoints: Path | None = None) -> tuple[dict, pd.Dat
         model = inject(copy.deepcopy(base.model), config["method"], seed=config["seed"], **config["options"])
         points = checkpoints and Checkpoints(checkpoints, keep=True)
         settings = TrainConfig(**config["train"], seed=config["seed"], progress=False)
-        train_info = _untrained(model) | _trained(train(model, base.processor, train_rows, settings,
-                                                           checkpoints=points))
+        trained = train(model, base.processor, train_rows, settings, checkpoints=points,
+                        after_epoch=watch and partial(watch, model, base))
+        train_info = _untrained(model) | _trained(trained)
     result = evaluate(model, base.processor, test_rows, metric=drawn.metric, max_new_tokens=drawn.max_new_tokens,
                       progress=False)
     predictions = pd.DataFrame({"question_id": result.question_ids, "prediction": result.predictions,

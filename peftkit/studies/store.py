@@ -71,6 +71,7 @@ class Record:
             "connector": None,
             **config["options"],
             **{key: config[key] for key in ("train_size", "test_size")},
+            **{key: config["train"].get(key) for key in ("learning_rate", "connector_learning_rate")},
             **{key: metrics[key] for key in ("score", "metric", "num_examples")},
             "trainable": train["num_trainable_params"],
             "total": train["num_total_params"],

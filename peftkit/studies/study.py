@@ -10,6 +10,7 @@ from .execution import RUN_ONE, execute
 from .store import RunStore, tabulate
 
 CONNECTORS = ("frozen", "tuned")
+SWITCHES = ("connector", "vision", "vocabulary")  # of `inject`, each with the values of CONNECTORS
 ZERO_SHOT = "none"
 
 
@@ -18,7 +19,8 @@ class Study:
     """A grid of runs: bases × tasks × methods × connectors × seeds.
 
     `methods` maps a name to its options, or to a list of options for several variants; `"none"` is the untrained base,
-    one run a base and task. Options that name a connector replace the grid's connectors for that variant.
+    one run a base and task. Options that name a connector replace the grid's connectors for that variant; they may
+    name vision and vocabulary too (see `peftkit.inject`).
     `settings` maps `"all"`, a base, a method or `"base/method"` to `TrainConfig` fields; the later kind wins.
     Every method gets the same `seeds`, so that differences are paired. Names are checked when the study is made:
     `PeftkitError` names an unknown one and lists the accepted.
@@ -131,7 +133,8 @@ def _check(study: Study) -> None:
         choose("method", method, [ZERO_SHOT, *METHODS])
         for options in _listed(variants) if method != ZERO_SHOT else ():
             own = dict(options)
-            choose("connector", own.pop("connector", CONNECTORS[0]), CONNECTORS)
+            for switch in SWITCHES:
+                choose(switch, own.pop(switch, CONNECTORS[0]), CONNECTORS)
             method_options(method, own)
     pairs = [f"{base}/{method}" for base in study.bases for method in study.methods]
     for key, chosen in study.settings.items():

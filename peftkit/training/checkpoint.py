@@ -128,13 +128,13 @@ class _Saver:
         if path:
             tensors, numbers = _read(path)
             state.load(tensors, numbers)
-            _set_random_state(numbers["random"][self.accelerator.process_index])
+            set_random_state(numbers["random"][self.accelerator.process_index])
 
     def after_step(self, state: State) -> None:
         """Write a checkpoint if it is time; a disk that is full is reported, and the run goes on."""
         if not self._together(lambda: time.monotonic() - self.written >= 60 * self.settings.minutes):
             return
-        states = gather_object([_random_state()])
+        states = gather_object([random_state()])
         if self.accelerator.is_main_process:
             self._write(state.tensors(), state.numbers() | {"random": states, "run": self.run}, len(state.losses))
         self.written = time.monotonic()
@@ -213,14 +213,14 @@ def _numbers(file: safe_open) -> dict:
     return json.loads(file.metadata()["numbers"])
 
 
-def _random_state() -> dict:
+def random_state() -> dict:
     """The states of all generators of this process, for JSON."""
     cuda = torch.cuda.get_rng_state().tolist() if torch.cuda.is_initialized() else None
     return {"python": random.getstate(), "numpy": np.random.get_state(legacy=False),
             "torch": torch.get_rng_state().tolist(), "cuda": cuda}
 
 
-def _set_random_state(state: dict) -> None:
+def set_random_state(state: dict) -> None:
     version, numbers, gauss = state["python"]
     random.setstate((version, tuple(numbers), gauss))
     np.random.set_state(state["numpy"])

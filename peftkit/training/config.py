@@ -11,9 +11,10 @@ EXECUTION = ("packing", "compile", "progress")  # settings that change how a run
 @dataclass(frozen=True)
 class TrainConfig:
     """epochs; batch_size (rows of a batch; under `accelerate launch`, of each process); learning_rate (peak, of the
-    method); connector_learning_rate (peak; a tenth of learning_rate unless given, the ratio of Zhou 2024);
-    schedule; warmup_ratio (share of all steps); weight_decay; max_grad_norm; accumulation (batches a step; the loss
-    is the mean over all their answer tokens); precision ("fp32", "bf16" autocast); seed (of data order and
+    method); connector_learning_rate (peak, of what is trained beside the method: connector, vision tower, vocabulary;
+    a tenth of learning_rate unless given, the ratio of Zhou 2024); schedule; warmup_ratio (share of all steps);
+    weight_decay; max_grad_norm; accumulation (batches a step; the loss is the mean over all their answer tokens);
+    precision ("fp32", "bf16" autocast); seed (of data order and
     dropout); max_length (tokens of an example); cache_features (run the frozen vision tower once a picture, see
     `features`); packing (questions about one picture share a sequence, see `data.packing`; the same losses,
     faster); compile (generated code for the blocks, see `compiled`: for long runs); progress (show a bar)."""

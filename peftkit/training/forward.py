@@ -10,9 +10,10 @@ from .last_block import learned_only
 from .towers import connect
 
 
-def answer_loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-    """Mean cross-entropy over answer tokens; nothing is computed after the last attention for other positions.
+def answer_loss(model: nn.Module, batch: dict[str, Tensor], reduction: str = "mean") -> Tensor:
+    """Cross-entropy of the answer tokens; nothing is computed after the last attention for other positions.
 
+    reduction: "mean" over all of them, or "none": (N,), one token's after the other's, row by row.
     batch: as `Encoded.training_batch` or `Encoded.packed_batch` makes it, with "features" (B, tokens, vision width) or
     the pictures' tensors.
     """
@@ -25,7 +26,7 @@ def answer_loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     packed = inputs["attention_mask"].ndim == 4
     with learned_only(model, index):
         logits = (packed_forward if packed else _plain)(model, inputs | {"use_cache": False}).logits[0]  # (N, vocabulary)
-    return F.cross_entropy(logits.float(), labels[learned])
+    return F.cross_entropy(logits.float(), labels[learned], reduction=reduction)
 
 
 def _plain(model: nn.Module, inputs: dict):

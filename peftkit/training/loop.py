@@ -1,5 +1,6 @@
 """The training loop: one readable accelerate loop for every method and model."""
 import math
+import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -19,9 +20,9 @@ from transformers import get_scheduler, set_seed
 from ..data.collate import Encoded, encode
 from ..errors import PeftkitError
 from ..methods import rule_of, trainable_map
-from ..methods.connector import connector_copies
+from ..methods.switches import trained_beside
 from .batches import LengthBuckets
-from .checkpoint import Checkpoints, State, resumed
+from .checkpoint import Checkpoints, State, random_state, set_random_state, resumed
 from .compiled import compiled
 from .config import TrainConfig
 from .features import cache_features, can_cache
@@ -34,7 +35,7 @@ from .parallel import AnswerLoss, Part, Parts, hand_back, mean, placed, start
 @dataclass(frozen=True)
 class TrainResult:
     """losses: one an optimizer step; steps; samples seen; seconds and samples_per_second of training alone;
-    peak_memory_mb in 10^6 bytes."""
+    peak_memory_mb in 10^6 bytes, of `after_epoch` too."""
 
     losses: list[float]
     steps: int
@@ -45,11 +46,16 @@ class TrainResult:
 
 
 def train(model: nn.Module, processor, data: datasets.Dataset | Encoded, config: TrainConfig | None = None, *,
-          prompt: str = "{question}", checkpoints: Checkpoints | str | Path | None = None) -> TrainResult:
+          prompt: str = "{question}", checkpoints: Checkpoints | str | Path | None = None,
+          after_epoch: Callable[[int], None] | None = None) -> TrainResult:
     """Train what is trainable in `model`, in place, on rows of pictures, questions and answers.
 
     data: a split of a task with the task's `prompt` format, or one that `peftkit.data.encode` has prepared.
     checkpoints: a folder; the same call goes on from there after the process was killed (see `Checkpoints`).
+    after_epoch: called with 1, 2, ... at the end of each whole epoch, while `model` is in eval mode and as it would be
+    if training ended there; whatever it evaluates or draws, losses and weights stay the same, and its time is left out.
+    The part of an epoch at the end of `epochs=2.5` does not call it, nor does a run that goes on from a checkpoint for
+    epochs that ended before; under `accelerate launch`, every process does.
     The loss is the mean cross-entropy over the answer tokens of a step. With `config.progress` the trainable map is
     printed first and a bar shows loss and samples per second. Under `accelerate launch`, each of n processes takes
     batch_size of the n * batch_size rows of a batch (see `parallel`). Raises PeftkitError for a model without
@@ -77,9 +83,9 @@ def train(model: nn.Module, processor, data: datasets.Dataset | Encoded, config:
     loss_of, optimizer = accelerator.prepare(AnswerLoss(trained), optimizer)
     memory, state = PeakMemory(), State(trained, optimizer, schedule, rule)
     trained.train()
-    blocks = compiled if config.compile else few_passes
-    with merged_lora(trained), blocks(trained), resumed(state, checkpoints, encoded, config, accelerator) as after_step:
-        _run(accelerator, loss_of, loader, state, steps, config, after_step)
+    look = partial(_look, after_epoch, model, state) if after_epoch else None
+    with resumed(state, checkpoints, encoded, config, accelerator) as after_step:
+        _run(accelerator, loss_of, loader, state, steps, config, after_step, look)
     seconds = state.elapsed()
     hand_back(trained, model)
     model.eval()
@@ -97,28 +103,50 @@ def _loader(encoded: Encoded, model: nn.Module, config: TrainConfig, accelerator
 
 
 def _run(accelerator: Accelerator, loss_of: nn.Module, loader: DataLoader, state: State, steps: int,
-         config: TrainConfig, after_step: Callable[[], None]) -> None:
-    rule, optimizer, done = state.rule, state.optimizer, len(state.losses)
+         config: TrainConfig, after_step: Callable[[], None], look: Callable[[int], None] | None) -> None:
+    """All steps, epoch by epoch if someone looks in between: then the model runs without what makes steps fast."""
+    epoch, done = math.ceil(len(loader) / config.accumulation), len(state.losses)
+    stretch, batches = epoch if look else steps, _steps(loader, config.accumulation, done)
     trainable = [parameter for parameter in loss_of.parameters() if parameter.requires_grad]
-    hidden = not (config.progress and accelerator.is_main_process)
-    bar = tqdm(total=steps, initial=done, desc="training", unit="step", disable=hidden)
-    for number, parts in zip(range(done, steps), _steps(loader, config.accumulation, done)):
-        loss = _backward(accelerator, loss_of, parts, config)
-        _check_finite(loss, number, config)
-        if rule:
-            rule.after_backward()
-        accelerator.clip_grad_norm_(trainable, config.max_grad_norm)
-        optimizer.step()
-        if rule:
-            rule.after_step()
-        state.schedule.step()
-        optimizer.zero_grad()
-        state.losses.append(loss)
-        state.samples += sum(part.all_rows for part in parts)
-        bar.set_postfix(loss=f"{loss:.3f}", samples_per_s=f"{state.samples / state.elapsed():.0f}", refresh=False)
-        bar.update()
-        after_step()
-    bar.close()
+    blocks, hidden = compiled if config.compile else few_passes, not (config.progress and accelerator.is_main_process)
+    with tqdm(total=steps, initial=done, desc="training", unit="step", disable=hidden) as bar:
+        while (done := len(state.losses)) < steps:
+            with merged_lora(state.model), blocks(state.model):
+                for parts in islice(batches, min(steps - done, stretch - done % stretch)):
+                    _step(accelerator, loss_of, trainable, state, parts, config)
+                    rate = f"{state.samples / state.elapsed():.0f}"
+                    bar.set_postfix(loss=f"{state.losses[-1]:.3f}", samples_per_s=rate, refresh=False)
+                    bar.update()
+                    after_step()
+            if look and len(state.losses) % epoch == 0:
+                look(len(state.losses) // epoch)
+
+
+def _look(after_epoch: Callable[[int], None], model: nn.Module, state: State, epoch: int) -> None:
+    """Let the caller look at the model; for the run it is as if no time had passed."""
+    began, generators = time.perf_counter(), random_state()
+    hand_back(state.model, model)
+    model.eval()
+    after_epoch(epoch)
+    state.model.train()
+    set_random_state(generators)
+    state.since += time.perf_counter() - began
+
+
+def _step(accelerator: Accelerator, loss_of: nn.Module, trainable: list[nn.Parameter], state: State, parts: list[Part],
+          config: TrainConfig) -> None:
+    loss = _backward(accelerator, loss_of, parts, config)
+    _check_finite(loss, len(state.losses), config)
+    if state.rule:
+        state.rule.after_backward()
+    accelerator.clip_grad_norm_(trainable, config.max_grad_norm)
+    state.optimizer.step()
+    if state.rule:
+        state.rule.after_step()
+    state.schedule.step()
+    state.optimizer.zero_grad()
+    state.losses.append(loss)
+    state.samples += sum(part.all_rows for part in parts)
 
 
 def _steps(loader: DataLoader, accumulation: int, done: int) -> Iterator[list[Part]]:
@@ -146,12 +174,12 @@ def _backward(accelerator: Accelerator, loss_of: nn.Module, parts: list[Part], c
 
 
 def optimizer_groups(model: nn.Module, config: TrainConfig) -> list[dict]:
-    """Two parameter groups: the method at learning_rate, a connector tuned along at its own. Raises if nothing is
-    trainable."""
+    """Two parameter groups: the method at learning_rate, what is trained beside it at the connector's rate. Raises if
+    nothing is trainable."""
     trainable = [p for p in model.parameters() if p.requires_grad]
     if not trainable:
         raise PeftkitError("the model has no trainable parameters; inject a method first")
-    along = connector_copies(model)
+    along = trained_beside(model)
     groups = [{"params": [p for p in trainable if id(p) not in along], "lr": config.learning_rate},
               {"params": [p for p in trainable if id(p) in along], "lr": config.connector_rate}]
     return [group for group in groups if group["params"]]

@@ -56,9 +56,9 @@ def write_manifest(recipe: Recipe, folder: Path, stages: dict) -> dict:
 
 
 def zero_shot(name: str | Path, test_size: int = TEST_SIZE) -> dict[str, float]:
-    """Score of an untouched base on the test split of every task, in [0, 1]."""
+    """Score of an untouched base on the test split of every task but the probes, in [0, 1]."""
     base, scores = load(str(name)), {}
-    for spec in SPECS.values():
+    for spec in (spec for spec in SPECS.values() if spec.role != "probe"):
         rows = task(spec.name, train_size=1, validation_size=1, test_size=test_size)
         result = evaluate(base.model, base.processor, rows.test, metric=rows.metric, prompt=rows.prompt,
                           max_new_tokens=rows.max_new_tokens, progress=False)

@@ -84,6 +84,15 @@ def test_variants_and_their_own_connector(study):
     ]  # fmt: skip
 
 
+def test_variants_may_tune_the_tower_or_the_vocabulary(study):
+    methods = {"lora": [{"vision": "tuned", "connector": "tuned"}, {"vocabulary": "tuned"}]}
+    options = [config["options"] for config in study(methods=methods, seeds=[1], tasks=["okvqa"]).configs()[:3]]
+    assert options == [
+        {"vision": "tuned", "connector": "tuned"}, {"vocabulary": "tuned", "connector": "frozen"},
+        {"vocabulary": "tuned", "connector": "tuned"},
+    ]  # fmt: skip
+
+
 def test_settings_from_general_to_special(study):
     settings = {"all": {"epochs": 1}, "tiny-llava-m": {"epochs": 2}, "lora": {"learning_rate": 0.1}}
     settings["tiny-llava-m/lora"] = {"epochs": 9}
@@ -116,6 +125,8 @@ def test_store_may_be_a_store(study, tmp_path):
     ({"methods": {"none": {"rank": 8}}}, "takes no options"),
     ({"connectors": ["tune"]}, "unknown connector 'tune'; did you mean 'tuned'"),
     ({"methods": {"lora": {"connector": "tune"}}}, "unknown connector 'tune'; did you mean 'tuned'"),
+    ({"methods": {"lora": {"vision": "tune"}}}, "unknown vision 'tune'; did you mean 'tuned'"),
+    ({"methods": {"lora": [{}, {"vocabulary": True}]}}, "unknown vocabulary True; accepted: frozen, tuned"),
     ({"methods": {"lora": [{"rank": 8}, {"ranks": 4}]}}, "unknown option of lora 'ranks'; did you mean 'rank'"),
     ({"settings": {"prefix": {}}}, "unknown key of settings 'prefix'"),
     ({"settings": {"lora": {"learning_rat": 1}}}, "unknown training setting 'learning_rat'; did you mean"),

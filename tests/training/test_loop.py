@@ -2,7 +2,10 @@
 import copy
 import dataclasses
 import math
+import random
+import time
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,7 +14,7 @@ from peftkit import TrainConfig
 from peftkit.data.collate import encode
 from peftkit.data.encoded import IGNORE
 from peftkit.errors import PeftkitError
-from peftkit.training import features
+from peftkit.training import Checkpoints, features
 from peftkit.training.features import cache_features, can_cache
 from peftkit.training.forward import answer_loss
 from peftkit.training.loop import optimizer_groups, train
@@ -213,6 +216,74 @@ def test_a_toy_set_is_learned(tiny_llava, llava_rows, method, rate):
     config = TrainConfig(epochs=20, batch_size=8, learning_rate=rate, progress=False)
     result, _ = run(tiny_llava, llava_rows, config, method=method, connector="tuned")
     assert result.losses[-1] < 0.5 * result.losses[0]
+
+
+# ---- a look after every epoch ----------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("method, options", [("lora", {"dropout": 0.2}), ("spider", {}), ("prefix-peft", {})])
+def test_a_look_changes_no_bit_of_the_run(tiny_llava, llava_rows, method, options):
+    plain, expected = run(tiny_llava, llava_rows, method=method, connector="tuned", **options)
+    model, modes = injected(tiny_llava, method, connector="tuned", **options), []
+
+    def look(epoch):
+        modes.append(model.training)
+        peftkit.evaluate(model, tiny_llava.processor, llava_rows, max_new_tokens=2, progress=False)
+        random.random(), np.random.rand(), torch.rand(epoch)
+
+    seen = train(model, tiny_llava.processor, dataclasses.replace(llava_rows), SHORT, after_epoch=look)
+    assert seen.losses == plain.losses and modes == [False, False]
+    assert all(torch.equal(value, expected[name]) for name, value in weights(model).items())
+
+
+@pytest.mark.parametrize("method", ["lora", "adapter", "ia3", "prefix-peft"])
+def test_the_last_look_sees_the_model_that_training_ends_with(base, encoded, method):
+    model, seen = injected(base, method, connector="tuned"), []
+
+    @torch.no_grad()
+    def look(epoch=None):
+        answers = peftkit.evaluate(model, base.processor, encoded, max_new_tokens=3, progress=False).predictions
+        seen.append((answers, answer_loss(model, encoded.training_batch([0, 3, 5, 11])).item()))
+
+    train(model, base.processor, dataclasses.replace(encoded), SHORT, after_epoch=look)
+    look()
+    first, last, afterwards = seen
+    assert last == afterwards != first
+
+
+@pytest.mark.parametrize("epochs, accumulation, expected", [
+    (2, 1, [1, 2]), (2, 3, [1, 2]), (1.5, 1, [1]), (0.5, 1, [])])
+def test_whole_epochs_are_looked_at(tiny_llava, llava_rows, epochs, accumulation, expected):
+    config, seen = dataclasses.replace(SHORT, epochs=epochs, accumulation=accumulation), []
+    train(injected(tiny_llava), tiny_llava.processor, dataclasses.replace(llava_rows), config, after_epoch=seen.append)
+    assert seen == expected
+
+
+def test_looking_is_not_training_time(tiny_llava, llava_rows):
+    began = time.perf_counter()
+    result = train(injected(tiny_llava), tiny_llava.processor, dataclasses.replace(llava_rows), SHORT,
+                   after_epoch=lambda epoch: time.sleep(0.2))
+    assert 0 < result.seconds < time.perf_counter() - began - 0.4
+
+
+def test_a_run_that_goes_on_looks_at_the_epochs_that_end_after_its_checkpoint(tiny_llava, llava_rows, tmp_path):
+    plain, expected = run(tiny_llava, llava_rows, dropout=0.2)
+    settings, seen = Checkpoints(tmp_path, minutes=0), []
+
+    def once(epoch):
+        seen.append(epoch)
+        torch.rand(3)
+        if seen == [1]:
+            raise InterruptedError
+
+    for _ in range(2):
+        model = injected(tiny_llava, dropout=0.2)
+        try:
+            result = train(model, tiny_llava.processor, dataclasses.replace(llava_rows), SHORT, checkpoints=settings,
+                           after_epoch=once)
+        except InterruptedError:
+            pass
+    assert seen == [1, 2] and result.losses == plain.losses
+    assert all(torch.equal(value, expected[name]) for name, value in weights(model).items())
 
 
 # ---- precision -------------------------------------------------------------------------------------------------------

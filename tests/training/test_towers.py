@@ -6,7 +6,7 @@ import torch
 
 import peftkit
 from peftkit.data.collate import encode
-from peftkit.methods.connector import connector_copies
+from peftkit.methods.switches import trained_beside
 from peftkit.training.features import cache_features, can_cache
 from peftkit.training.forward import answer_loss
 from peftkit.training.towers import TOWERS, image_tokens
@@ -59,7 +59,7 @@ def test_kept_features_give_the_loss_and_the_connectors_gradients_of_pictures(ba
         model.zero_grad()
         loss = answer_loss(model, batch)
         loss.backward()
-        found.append((loss.item(), [p.grad.clone() for p in model.parameters() if id(p) in connector_copies(model)]))
+        found.append((loss.item(), [p.grad.clone() for p in model.parameters() if id(p) in trained_beside(model)]))
     (loss, gradients), (again, other) = found
     assert again == pytest.approx(loss, abs=1e-5) and gradients
     assert all(torch.allclose(a, b, rtol=0, atol=1e-5 * max(1, a.abs().max())) for a, b in zip(gradients, other))

@@ -8,6 +8,7 @@ What a study varies becomes `setting`, such as "placement both". Sizes, learning
 are ranked, as ours are other numbers than the paper's: "size 1" is the smallest.
 """
 import math
+from collections.abc import Iterator
 from functools import cache
 from itertools import permutations
 
@@ -23,8 +24,11 @@ from .tables import COUNTERPARTS, DATASETS, MODELS, UNTRAINED
 SETTINGS = {  # study -> the column of a record that it varies
     "zhou2024": None, "zhou2024-location": "placement", "zhou2024-data": "train_size", "zhou2024-size": "size",
     "zhou2024-rates": "learning_rate", "zhou2024-vision": "vision", "zhou2024-transfer": "epoch",
-    "zhou2024-hallucination": "tuned_on", "zhou2024-captions": "epoch", "zhou2024-shares": None}
+    "zhou2024-hallucination": "tuned_on", "zhou2024-captions": "epoch", "zhou2024-shares": None,
+    "zhou2024-vocabulary": "connector_learning_rate"}
 RANKED = ("train_size", "size", "learning_rate")
+SHARED = ("placement", "vision", *RANKED)  # a main run is one of the levels
+USUAL = {"placement": {"lora": "both", "ia3": "both", "adapter": "mlp"}, "vision": dict.fromkeys(SIZES, "frozen")}  # of the main study
 PRINTED = {  # table -> the study that runs it again
     "table01_main": "zhou2024", "table02_location_llava7b": "zhou2024-location",
     "table13_location_qwen": "zhou2024-location", "table03_data_scale": "zhou2024-data",
@@ -62,12 +66,12 @@ def our_cells(frame: pd.DataFrame) -> Cells:
     """
     if lacking := [column for column in NEEDED if column not in frame]:
         raise PeftkitError(f"runs lack the columns {', '.join(lacking)}; needed: {', '.join(NEEDED)}")
-    runs = frame[frame["method"] != UNTRAINED].reset_index(drop=True)
+    runs = frame[frame["method"].isin(SIZES)].reset_index(drop=True)
     models = {base: COUNTERPARTS[choose("base", base, COUNTERPARTS)] for base in runs["base"].unique()}
     runs = runs.assign(model=runs["base"].map(models), score=100 * runs["score"])
     sizes = [option for options in SIZES.values() for option in options if option in runs]
     runs["size"] = runs[sizes].bfill(axis=1).iloc[:, 0] if sizes else None
-    parts = [_with_setting(part, study) for study, part in runs.groupby("study")]
+    parts = [_with_setting(part, study) for study, part in _completed(runs)]
     ran = pd.concat(parts)[[*Cell._fields, "seed", "score"]]
     by_cell = ran.groupby(list(Cell._fields), dropna=False)["score"]
     seeds = by_cell.transform("count")
@@ -113,6 +117,20 @@ def _with_setting(frame: pd.DataFrame, study: str) -> pd.DataFrame:
     if varied in RANKED:
         levels = frame.groupby(["model", "method"])[varied].rank(method="dense").astype(int)
     return frame.assign(setting=varied + " " + levels.astype(str))
+
+
+def _completed(runs: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Every study with the runs of the main study that belong in its grid: those where what it varies is as usual."""
+    for column, usual in USUAL.items():
+        if column in runs:
+            runs = runs.assign(**{column: runs[column].fillna(runs["method"].map(usual))})
+    main = runs[runs["study"] == "zhou2024"]
+    for study, part in runs.groupby("study"):
+        if SETTINGS.get(study) in SHARED:
+            places = part[["base", "method", "connector", "task"]].drop_duplicates()
+            usual = main.merge(places).dropna(subset=SETTINGS[study]).assign(study=study)
+            part = pd.concat([part, usual])
+        yield study, part
 
 
 @cache

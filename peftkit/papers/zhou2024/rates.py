@@ -17,7 +17,7 @@ from ...training.features import cache_features
 from .study import CONNECTOR_RATE, SIZES
 
 GRID = {"lora": (2e-3, 5e-3, 1e-2, 2e-2), "adapter": (2e-3, 5e-3, 1e-2, 2e-2), "ia3": (1e-2, 2e-2, 5e-2, 1e-1),
-        "prefix-peft": (1e-2, 2e-2, 5e-2, 1e-1)}
+        "prefix-peft": (1e-2, 2e-2, 5e-2, 1e-1), "language": (2e-4, 5e-4, 1e-3, 2e-3)}
 TASKS = ("scienceqa", "iconqa_blank")
 SEED = 7  # not among the study's seeds
 FOUND = Path(__file__).with_suffix(".csv")
@@ -32,7 +32,8 @@ def search(base_name: str = "tiny-llava-s") -> pd.DataFrame:
         validation = encode(base.processor, drawn.validation, drawn.prompt, split="validation")
         for method, rates in GRID.items():
             for rate in rates:
-                model = inject(copy.deepcopy(base.model), method, connector="tuned", seed=SEED, **SIZES[method])
+                model = inject(copy.deepcopy(base.model), method, connector="tuned", seed=SEED,
+                               **SIZES.get(method, {}))
                 train(model, base.processor, training, TrainConfig(
                     learning_rate=rate, connector_learning_rate=CONNECTOR_RATE, seed=SEED, progress=False))
                 result = evaluate(model, base.processor, validation, metric=drawn.metric,

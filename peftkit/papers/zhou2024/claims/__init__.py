@@ -5,10 +5,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from ....studies import tabulate
 from ... import claims
 from ..cells import our_cells, printed_cells, read_runs
-from ..study import main_records
+from ..records import every_run
 from . import behavior, main_table, settings
 
 CLAIMS = {claim.id: claim for group in (main_table, settings, behavior) for claim in group.CLAIMS}
@@ -17,7 +16,7 @@ CLAIMS = {claim.id: claim for group in (main_table, settings, behavior) for clai
 def ledger(runs: pd.DataFrame | str | Path | None = None) -> pd.DataFrame:
     """One row a claim, on the printed tables and on `runs`: a tidy frame, a CSV file, or the committed records."""
     if runs is None:
-        runs = tabulate(main_records("laptop"))
+        runs = every_run()
     elif not isinstance(runs, pd.DataFrame):
         runs = read_runs(runs)
     return claims.ledger(CLAIMS.values(), printed_cells(), printed_cells(corrected=True), our_cells(runs))

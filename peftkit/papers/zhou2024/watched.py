@@ -1,0 +1,90 @@
+"""A run that is looked at while it trains: loss on held-out examples, other tasks (Table 4), hallucination (5 and 7).
+
+The record's metrics hold `epochs`, a row an epoch: epoch, loss (mean over held-out examples), the score of each other
+task, and at some epochs truth (accuracy on the POPE probes), hallucinated (CHAIR: share of captions that name a thing
+that is not there), mentions (share of such names) and recall (share of the things that are named).
+"""
+from functools import lru_cache
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from ...data import Encoded, Task, encode, task
+from ...data.vocabulary import DIGITS, SHAPES, WORDS
+from ...evaluation import answer_losses, chair, evaluate, generate_answers
+from ...models import Base, load
+from ...studies.run import run_one as train_and_test
+from ...training.features import cache_features
+from .varied import SOURCES
+
+PROBES = ("pope_random", "pope_popular", "pope_adversarial")
+OBJECTS = (*SHAPES, *WORDS, *DIGITS)
+HELD_OUT = 200  # examples of the validation split
+LOOKS = 4  # at hallucination during a long run
+
+
+def run_one(config: dict, checkpoints: Path | None = None) -> tuple[dict, pd.DataFrame]:
+    """As `peftkit.studies.run.run_one`, with `epochs` in the metrics. A run that was killed starts from its beginning.
+
+    Method "none" has one row, epoch 0.
+    """
+    rows: list[dict] = []
+    if config["method"] == "none":
+        parts, predictions = train_and_test(config)
+        base = load(config["base"])
+        rows.append(look(base.model, base, 0, config, probed=True))
+    else:
+        epochs, long = round(config["train"]["epochs"]), config["study"] == "zhou2024-transfer"
+        every = max(1, epochs // LOOKS) if long else epochs
+
+        def watch(model, base: Base, epoch: int) -> None:
+            rows.append(look(model, base, epoch, config, probed=epoch % every == 0, others=long))
+
+        parts, predictions = train_and_test(config, watch=watch)
+    return parts | {"metrics": parts["metrics"] | {"epochs": rows}}, predictions
+
+
+def look(model, base: Base, epoch: int, config: dict, probed: bool, others: bool = False) -> dict:
+    """One row of `epochs`. probed: with the probes and captions. others: with the other two tasks of Table 4."""
+    row = {"epoch": epoch, "loss": _loss(model, base, config["task"])}
+    if others:
+        row |= {name: _score(model, base, name, config["test_size"]) for name in SOURCES if name != config["task"]}
+    return row | (hallucination(model, base, config["test_size"]) if probed else {})
+
+
+def hallucination(model, base: Base, examples: int) -> dict[str, float]:
+    """What a model says about things that are not there: truth, hallucinated, mentions, recall, all in [0, 1]."""
+    truth = [_score(model, base, name, examples) for name in PROBES]
+    drawn, rows = _test(base.name, "caption", examples)
+    texts = generate_answers(model, base.processor, rows, drawn.max_new_tokens, progress=False)
+    named = chair(texts, rows.references, OBJECTS)
+    return {"truth": sum(truth) / len(truth), **dict(zip(PROBES, truth)), "hallucinated": named.chair_s,
+            "mentions": named.chair_i, "recall": named.recall}
+
+
+def _loss(model, base: Base, name: str) -> float:
+    return float(answer_losses(model, base.processor, _held_out(base.name, name)).mean())
+
+
+def _score(model, base: Base, name: str, examples: int) -> float:
+    drawn, rows = _test(base.name, name, examples)
+    return evaluate(model, base.processor, rows, metric=drawn.metric, max_new_tokens=drawn.max_new_tokens,
+                    progress=False).score
+
+
+@lru_cache(maxsize=16)
+def _test(base: str, name: str, examples: int) -> tuple[Task, Encoded]:
+    drawn = task(name, train_size=1, validation_size=1, test_size=examples)
+    return drawn, _with_features(base, encode(load(base).processor, drawn.test, drawn.prompt, split="test"))
+
+
+@lru_cache(maxsize=4)
+def _held_out(base: str, name: str) -> Encoded:
+    drawn = task(name, train_size=1, validation_size=HELD_OUT, test_size=1)
+    return _with_features(base, encode(load(base).processor, drawn.validation, drawn.prompt, split="validation"))
+
+
+@torch.no_grad()
+def _with_features(base: str, rows: Encoded) -> Encoded:
+    return cache_features(load(base).model.requires_grad_(False), rows)
