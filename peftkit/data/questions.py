@@ -201,6 +201,15 @@ def read_by_color(things, rng) -> Question | None:
     return thing and Question(f"what {thing.kind} is {thing.color} ?", thing.name)
 
 
+def words_only(asker: Asker) -> Asker:
+    """An asker of this part whose questions about numbers are left out (TextVQA's part)."""
+    def ask_word(things, rng) -> Question | None:
+        question = asker(things, rng)
+        return question if question and question.text.startswith("what word") else None
+
+    return ask_word
+
+
 # ---- captions -------------------------------------------------------------------------------------------------------
 
 def _listed(phrases: list[str]) -> str:
@@ -220,6 +229,13 @@ def dense_caption(things, rng) -> Question:
 def other_style_caption(things, rng) -> Question:
     """seen : star in red and 7 in blue: the same things in another style (Flickr30k's part)."""
     return Question("", "seen : " + _listed([f"{t.name} in {t.color}" for t in things]))
+
+
+def caption_by_color(things, rng) -> Question:
+    """in red star and cat , in blue 7: the same things color by color (COCO-Caption's part, as a target)."""
+    colors = dict.fromkeys(t.color for t in things)
+    return Question("", " , ".join(
+        f"in {color} " + " and ".join(t.name for t in things if t.color == color) for color in colors))
 
 
 # ---- unseen tasks ---------------------------------------------------------------------------------------------------

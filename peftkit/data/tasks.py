@@ -1,5 +1,5 @@
-"""The tasks of the drawn world: eight that stand for the eight data sets of Zhou 2024, two caption tasks,
-and three probes of hallucination.
+"""The tasks of the drawn world: eight that stand for the eight data sets of Zhou 2024, two caption tasks, three probes
+of hallucination, and three more that stand for data sets of Huang 2024.
 
 A task is three `datasets.Dataset` splits with the columns of real VQA and caption sets, a prompt format and a metric.
 Real data with the same columns can take their place: `dataclasses.replace(task, train=..., test=...)`.
@@ -70,6 +70,11 @@ SPECS = {spec.name: spec for spec in (
     TaskSpec("pope_popular", "POPE, popular absent objects", "probe", "exact_match", _SHORT, (q.pope_popular,)),
     TaskSpec("pope_adversarial", "POPE, adversarial absent objects", "probe", "exact_match", _SHORT,
              (q.pope_adversarial,)),
+    TaskSpec("coco", "COCO captions, as a target", "unseen", "cider", "describe the scene", (q.caption_by_color,),
+             max_new_tokens=28),
+    TaskSpec("textvqa", "TextVQA", "seen", "vqa_accuracy", _SHORT, tuple(map(q.words_only, q.SEEN["ocrvqa"])),
+             annotators=10),
+    TaskSpec("gqa", "GQA", "seen", "exact_match", _SHORT, (q.where_is, q.shape_at, q.color_of, q.exists)),
 )}
 TRIES = 4  # draws for each question wanted, because some repeat
 ZHOU2024 = ("scienceqa", "vizwiz", "iconqa_txt", "iconqa_blank", "flickr30k", "okvqa", "ocrvqa", "vqav2")

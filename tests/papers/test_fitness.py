@@ -54,6 +54,12 @@ def test_the_table_measures_what_the_rule_needs(frame_of):
     assert table.loc["okvqa", "role"] == "seen" and table.loc["okvqa", "fit"] == "yes"
 
 
+def test_full_fine_tuning_is_no_contestant(frame_of):
+    frame = frame_of(by_method, tasks=("vizwiz",))
+    full = frame[(frame["method"] == "lora") & (frame["connector"] == "tuned")].assign(method="language", score=1.0)
+    assert fitness(pd.concat([frame, full])).equals(fitness(frame))
+
+
 def test_one_seed_leaves_the_question_open(frame_of):
     table = fitness(frame_of(by_method, tasks=("vizwiz",), seeds=(42,)))
     assert table["fit"].tolist() == ["?"] and table["spread"].isna().all()

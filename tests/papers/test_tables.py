@@ -1,13 +1,15 @@
-"""Main table, figure 2 and differences on made-up studies with known answers."""
+"""Main table, figure 2 and the figure of verdicts on made-up studies with known answers."""
 import math
 
 import pandas as pd
 import pytest
 
 from peftkit.errors import PeftkitError
+from peftkit.papers.claims import claims
 from peftkit.papers.zhou2024 import (
-    SEEN, UNSEEN, beside, differences, figure2_data, long, main_table, our_table, paper_table, plots, seed_table)
-from peftkit.papers.zhou2024.differences import expected_sign, verdict
+    SEEN, UNSEEN, beside, figure2_data, long, main_table, our_table, paper_table, plots, seed_table)
+from peftkit.papers.zhou2024.cells import printed_cells
+from peftkit.papers.zhou2024.claims import CLAIMS
 from peftkit.papers.zhou2024.tables import group_means
 
 ALL = [*UNSEEN, *SEEN, "U", "S", "Avg"]
@@ -21,6 +23,25 @@ def score(method, connector, task, seed):
         return 0.94 - 0.02 * (connector == "tuned") + 0.001 * (seed - 43)
     gain = (0.2 if method == "ia3" else 0.1) * (connector == "tuned")
     return {"lora": 0.8, "adapter": 0.7, "ia3": 0.5, "prefix-peft": 0.4}[method] + gain + 0.001 * (seed - 43)
+
+
+@pytest.fixture
+def with_full(frame_of):
+    """A frame with full fine-tuning: 0.95 on everything."""
+    frame = frame_of(score)
+    full = frame[(frame["method"] == "lora") & (frame["connector"] == "tuned")].assign(method="language", score=0.95)
+    return pd.concat([frame, full])
+
+
+@pytest.fixture(scope="module")
+def printed():
+    return printed_cells()
+
+
+@pytest.fixture(autouse=True)
+def close_figures():
+    yield
+    plots.plt.close("all")
 
 
 def test_our_table_has_seed_means_and_the_zero_shot_row(frame_of):
@@ -74,51 +95,75 @@ def test_figure_2_holds_both_sides_and_zero_shot(frame_of):
     assert data.query("method == 'none' and group == 'seen'")["score"].tolist() == [pytest.approx(0.95)]
 
 
-def test_differences_are_paired_and_judged(frame_of):
-    table = differences(frame_of(score)).set_index(["claim", "difference"])
-    assert len(table) == 7
-    assert table.loc[("B1", "IA3: U tuned − frozen"), "ours"] == pytest.approx(0.2)
-    assert table.loc[("B3", "gain of IA3 − other methods"), "ours"] == pytest.approx(0.1)
-    assert table.loc[("C3", "U frozen: LoRA, Adapter − IA3, Prefix"), "ours"] == pytest.approx(0.3)
-    assert table.loc[("B4", "S frozen − tuned, all methods"), "ours"] == pytest.approx(0.02)
-    assert (table["verdict"] == "supported").all() and (table["seeds"] == 3).all()
-    printed = table.loc[("B1", "IA3: U tuned − frozen"), "printed"]
-    assert printed == pytest.approx(0.217, abs=0.0005)  # facts, B3
-    assert table.loc[("B4", "S frozen − tuned, all methods"), "on_paper"] == "unresolved"  # facts, B4: within 0.8
+def test_full_fine_tuning_is_a_row_of_tables_and_figures_and_no_contestant(with_full):
+    table = main_table(with_full)
+    assert our_table(with_full).shape == (10, 11)
+    pair = beside(table, "tiny-llava-s")
+    assert pair.index.get_level_values("method")[:2].tolist() == ["none", "language"], "above the eight configurations"
+    assert pair.loc[("language", "tuned", "tiny-llava-s"), "scienceqa"] == 95.0
+    labels = [tick.get_text() for tick in plots.table_heatmap(table).axes[0].get_yticklabels()]
+    assert labels[:4] == ["zero-shot", "full fine-tuning", "LoRA frozen", "LoRA tuned"]
+    data = figure2_data(with_full)
+    assert len(data.query("source == 'tiny-llava-s' and method == 'language' and row == 'mean'")) == 2
+    dotted = [line for line in plots.figure2(data).axes[0].get_lines() if line.get_linestyle() == ":"]
+    assert [line.get_ydata()[0] for line in dotted] == [pytest.approx(0.95)]
 
 
-def test_one_seed_resolves_nothing(frame_of):
-    table = differences(frame_of(score, seeds=(42,)))
-    assert (table["verdict"] == "unresolved").all() and table["p_holm"].isna().all()
-
-
-def test_on_the_resampler_the_paper_expects_the_reverse(frame_of):
-    table = differences(frame_of(score, base="tiny-idefics2")).set_index("difference")
-    assert "gain of IA3 − other methods" not in table.index and expected_sign("B3", "tiny-idefics2") == 0
-    row = table.loc["LoRA: U tuned − frozen"]
-    assert (row["expected"], row["verdict"], row["on_paper"]) == ("-", "contradicted", "supported")
-
-
-@pytest.mark.parametrize("sign, low, high, word", [
-    (1, 0.01, 0.02, "supported"), (-1, 0.01, 0.02, "contradicted"), (1, -0.02, -0.01, "contradicted"),
-    (-1, -0.02, -0.01, "supported"), (1, -0.01, 0.02, "unresolved"), (1, 0.0, 0.02, "unresolved"),
-    (1, math.nan, math.nan, "unresolved")])
-def test_verdict(sign, low, high, word):
-    assert verdict(sign, low, high) == word
-
-
-def test_a_claim_without_a_direction_has_no_verdict():
-    with pytest.raises(PeftkitError, match="sign is 0; accepted: 1 or -1"):
-        verdict(0, 0.1, 0.2)
+def test_the_papers_seen_panel_has_another_level_at_the_same_scale(with_full):
+    axes = plots.figure2(figure2_data(with_full)).axes
+    low, high = zip(*(axis.get_ylim() for axis in axes))
+    assert low[0] == low[1] and high[0] == high[1], "unseen tasks share their limits"
+    assert high[2] > 0.9 > 0.75 > high[3] and high[2] - low[2] == pytest.approx(high[3] - low[3])
 
 
 @pytest.mark.parametrize("tasks, seeds", [(UNSEEN + SEEN, (42, 43)), (("iconqa_blank", "vqav2"), (42,))])
 def test_every_figure_draws_in_both_tiers(frame_of, tasks, seeds):
-    frame = frame_of(score, tasks=tasks, seeds=seeds)
+    frame = frame_of(score, tasks=tasks, seeds=seeds).assign(study="zhou2024")
     panels = [len(plots.table_heatmap(main_table(frame)).axes), len(plots.figure2(figure2_data(frame)).axes),
-              len(plots.forest(differences(frame)).axes)]
-    assert panels == [2 + 1, 2 * 2, 1]  # heat maps and color bar; two groups × (ours, paper); one base
-    plots.plt.close("all")
+              len(plots.verdicts(claims("zhou2024", frame)).axes)]
+    assert panels == [2 + 1, 2 * 2, 4 * 3]  # heat maps and color bar; two groups × (ours, paper); sides of four units
+
+
+def words(figure):
+    return [text.get_text() for axis in figure.axes for text in axis.texts]
+
+
+def row(verdict_ours="supported", effect=3.0, low=2.0, high=4.0, **changed):
+    made = {"id": "A1", "claim": "LoRA is ahead.", "verdict_paper": "contradicted", "verdict_ours": verdict_ours,
+            "effect": effect, "low": low, "high": high, "note": "paper: +1 x. ours: a − b", "unit": "points"}
+    return made | changed
+
+
+@pytest.mark.parametrize("verdict", plots.VERDICT_STYLE)
+def test_both_verdicts_can_be_read_without_color(verdict):
+    shown = words(plots.verdicts(pd.DataFrame([row(verdict, *[math.nan] * 3 if " " in verdict else ())])))
+    assert shown == ["A1", "LoRA is ahead.", "✖ contradicted", f"{plots.GLYPHS[verdict]} {verdict}", "paper", "ours"]
+    assert len(set(plots.GLYPHS.values())) == len(plots.VERDICT_STYLE)
+
+
+def test_units_do_not_mix_and_claims_stand_in_the_ledgers_order():
+    rows = [row(id="A1"), row(id="B1", unit="%", note="ours: c > 50", effect=80.0, low=70.0, high=90.0), row(id="B2")]
+    figure = plots.verdicts(pd.DataFrame(rows))
+    assert [axis.get_xlabel() for axis in figure.axes if axis.get_xlabel()] == ["effect, points", "effect, %"]
+    heights = {text.get_text(): text.get_position()[1] for text in figure.axes[0].texts}
+    assert heights["A1"] > heights["B2"] and "B1" in words(figure)
+    low, high = figure.axes[4].get_xlim()
+    assert low < 50 and high > 90, "the bound and the interval are inside the panel"
+
+
+@pytest.mark.parametrize("note, bounds", [
+    ("paper: +20 x > 10. ours: tuned − frozen (lora), 2 of 3 supported. in print > 7 points", (0.0, math.inf)),
+    ("ours: U tuned > U frozen, % of model × method > 50: an interval needs two seeds", (50.0, math.inf)),
+    ("ours: adapter − lora (tuned) in (-1, 1), 3 of 3 supported", (-1.0, 1.0))])
+def test_the_claimed_range_is_read_from_the_note(note, bounds):
+    assert plots.claimed_range(note) == bounds
+
+
+@pytest.mark.parametrize("name", CLAIMS)
+def test_the_range_in_the_note_is_that_of_the_deciding_effect(name, printed):
+    note, effects = CLAIMS[name].judge(printed).note, CLAIMS[name].predicate(printed)
+    deciding = max((effect for effect in effects if note.startswith(effect)), key=len)
+    assert plots.claimed_range(f"ours: {note}") == effects[deciding][1:]
 
 
 def test_the_papers_table_is_complete():

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 
-import peftkit.papers.zhou2024.records as records_module
+import peftkit.papers.records as records_module
 from peftkit.errors import PeftkitError
 from peftkit.papers.zhou2024 import (
     RATES, SEEN, TIERS, UNSEEN, main_records, main_study, paper_shares, paper_table, printed_table, rates,
@@ -100,13 +100,13 @@ def test_an_unknown_way_to_runs_is_refused():
 
 
 def test_missing_committed_records_are_named_with_the_command(monkeypatch, tmp_path):
-    monkeypatch.setattr(records_module, "_CHECKOUT", tmp_path)
+    monkeypatch.setattr(records_module, "CHECKOUT", tmp_path)
     with pytest.raises(PeftkitError, match="zhou2024-tiny-llava-s.parquet.*`peftkit figures --accept`"):
         main_records("laptop")
 
 
 def test_committed_records_are_read_base_by_base(monkeypatch, tmp_path):
-    monkeypatch.setattr(records_module, "_CHECKOUT", tmp_path)
+    monkeypatch.setattr(records_module, "CHECKOUT", tmp_path)
     for base in TIERS["laptop"].seeds:
         config = {"study": "zhou2024", "base": base, "task": "vizwiz"}
         content = {"run_info": {"config": config, "config_hash": hash_config(config)}}

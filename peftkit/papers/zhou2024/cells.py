@@ -8,7 +8,6 @@ What a study varies becomes `setting`, such as "placement both". Sizes, learning
 are ranked, as ours are other numbers than the paper's: "size 1" is the smallest.
 """
 import math
-from collections.abc import Iterator
 from functools import cache
 from itertools import permutations
 
@@ -28,7 +27,8 @@ SETTINGS = {  # study -> the column of a record that it varies
     "zhou2024-vocabulary": "connector_learning_rate"}
 RANKED = ("train_size", "size", "learning_rate")
 SHARED = ("placement", "vision", *RANKED)  # a main run is one of the levels
-USUAL = {"placement": {"lora": "both", "ia3": "both", "adapter": "mlp"}, "vision": dict.fromkeys(SIZES, "frozen")}  # of the main study
+# what the main study has
+USUAL = {"placement": {"lora": "both", "ia3": "both", "adapter": "mlp"}, "vision": dict.fromkeys(SIZES, "frozen")}
 PRINTED = {  # table -> the study that runs it again
     "table01_main": "zhou2024", "table02_location_llava7b": "zhou2024-location",
     "table13_location_qwen": "zhou2024-location", "table03_data_scale": "zhou2024-data",
@@ -49,7 +49,8 @@ NEEDED = ("study", "base", "method", "connector", "task", "seed", "score")
 
 def printed_cells(corrected: bool = False) -> Cells:
     """All printed tables; corrected: suspected misprints replaced where the right value is known."""
-    frame = pd.concat([_printed(table, study, corrected) for table, study in PRINTED.items()])
+    parts = [_with_setting(printed_experiment(study, corrected), study) for study in dict.fromkeys(PRINTED.values())]
+    frame = pd.concat(parts).reindex(columns=[*Cell._fields, "seed", "score", "spread"])
     sizes = frame[(frame["study"] == "zhou2024-size") & (frame["setting"] == frame["method"].map(DEFAULT_SIZES))]
     key = ["model", "method", "connector", "task"]  # Table 6 has the spread of configurations of Table 1
     spreads = sizes.assign(study="zhou2024")[["study", *key, "spread"]]
@@ -69,9 +70,7 @@ def our_cells(frame: pd.DataFrame) -> Cells:
     runs = frame[frame["method"].isin(SIZES)].reset_index(drop=True)
     models = {base: COUNTERPARTS[choose("base", base, COUNTERPARTS)] for base in runs["base"].unique()}
     runs = runs.assign(model=runs["base"].map(models), score=100 * runs["score"])
-    sizes = [option for options in SIZES.values() for option in options if option in runs]
-    runs["size"] = runs[sizes].bfill(axis=1).iloc[:, 0] if sizes else None
-    parts = [_with_setting(part, study) for study, part in _completed(runs)]
+    parts = [_with_setting(experiment(runs, study), study) for study in sorted(runs["study"].unique())]
     ran = pd.concat(parts)[[*Cell._fields, "seed", "score"]]
     by_cell = ran.groupby(list(Cell._fields), dropna=False)["score"]
     seeds = by_cell.transform("count")
@@ -81,6 +80,37 @@ def our_cells(frame: pd.DataFrame) -> Cells:
                  names={model: base for base, model in COUNTERPARTS.items()})
 
 
+def experiment(frame: pd.DataFrame, study: str) -> pd.DataFrame:
+    """One experiment's complete grid: its own runs, and those of the main study where what it varies is as usual.
+
+    frame: of `peftkit.papers.zhou2024.tidy`, or other runs with the columns that `our_cells` wants. The column `level`
+    holds what the experiment varies (`SETTINGS`), empty for the main study. Raises PeftkitError for an unknown study
+    and for runs that lack the column that it varies.
+    """
+    varied = SETTINGS[choose("study", study, SETTINGS)]
+    runs = _with_usual(frame)
+    part = runs[runs["study"] == study]
+    if varied is None:
+        return part.assign(level=None)
+    if varied not in runs:
+        raise PeftkitError(f"runs of study {study} lack the column {varied}")
+    if varied in SHARED:
+        places = part[["base", "method", "connector", "task"]].drop_duplicates()
+        main = runs[runs["study"] == "zhou2024"].merge(places).dropna(subset=varied)
+        part = pd.concat([part, main.assign(study=study)], ignore_index=True)
+    return part.assign(level=part[varied])
+
+
+def printed_experiment(study: str, corrected: bool = False) -> pd.DataFrame:
+    """The paper's side of `experiment`: its printed single scores in points, `level` in the paper's own numbers.
+
+    corrected: as in `printed_cells`. Raises PeftkitError for a study that no printed table shows.
+    """
+    choose("study", study, tuple(dict.fromkeys(PRINTED.values())))
+    frame = pd.concat([_printed(table, corrected) for table, of in PRINTED.items() if of == study], ignore_index=True)
+    return frame.assign(study=study, level=frame.get(SETTINGS[study]))
+
+
 def read_runs(path) -> pd.DataFrame:
     """Runs from a tidy CSV with the columns that `our_cells` wants; unknown names are refused with file and line."""
     return read_names(path, {
@@ -88,7 +118,7 @@ def read_runs(path) -> pd.DataFrame:
         "connector": (*NAMES["connector"], ""), "task": (*UNSEEN, *SEEN, *PAIRS, *MEASURES.values())})
 
 
-def _printed(table: str, study: str, corrected: bool) -> pd.DataFrame:
+def _printed(table: str, corrected: bool) -> pd.DataFrame:
     frame = printed_table(table).rename(columns=RENAMED)
     if corrected:
         frame["score"] = frame["corrected"].fillna(frame["score"])
@@ -102,35 +132,26 @@ def _printed(table: str, study: str, corrected: bool) -> pd.DataFrame:
         frame["task"] = frame["metric"].map(MEASURES)  # other metrics become empty and are dropped
     averages = frame[[name for name in ("task", "epoch") if name in frame]].isin(["avg", "avg>avg"]).any(axis=1)
     frame = frame[~averages & frame["task"].notna()]
-    frame = _with_setting(frame.astype({"epoch": int} if "epoch" in frame else {}), study)
-    frame = frame.assign(study=study, seed="printed", connector=frame.get("connector", "tuned"))
-    return frame.reindex(columns=[*Cell._fields, "seed", "score", "spread"])
+    frame = frame.astype({"epoch": int} if "epoch" in frame else {})
+    return frame.assign(seed="printed", connector=frame.get("connector", "tuned"))
 
 
 def _with_setting(frame: pd.DataFrame, study: str) -> pd.DataFrame:
-    varied = SETTINGS[choose("study", study, SETTINGS)]
+    varied = SETTINGS[study]
     if varied is None:
         return frame.assign(setting=None)
-    if varied not in frame:
-        raise PeftkitError(f"runs of study {study} lack the column {varied}")
     levels = frame[varied]
     if varied in RANKED:
         levels = frame.groupby(["model", "method"])[varied].rank(method="dense").astype(int)
     return frame.assign(setting=varied + " " + levels.astype(str))
 
 
-def _completed(runs: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
-    """Every study with the runs of the main study that belong in its grid: those where what it varies is as usual."""
-    for column, usual in USUAL.items():
-        if column in runs:
-            runs = runs.assign(**{column: runs[column].fillna(runs["method"].map(usual))})
-    main = runs[runs["study"] == "zhou2024"]
-    for study, part in runs.groupby("study"):
-        if SETTINGS.get(study) in SHARED:
-            places = part[["base", "method", "connector", "task"]].drop_duplicates()
-            usual = main.merge(places).dropna(subset=SETTINGS[study]).assign(study=study)
-            part = pd.concat([part, usual])
-        yield study, part
+def _with_usual(runs: pd.DataFrame) -> pd.DataFrame:
+    """Runs with their `size`, and what is usual where a run does not say it (`USUAL`)."""
+    sizes = [option for options in SIZES.values() for option in options if option in runs]
+    runs = runs.assign(size=runs[sizes].bfill(axis=1).iloc[:, 0] if sizes else None)
+    return runs.assign(**{column: runs[column].fillna(runs["method"].map(usual))
+                          for column, usual in USUAL.items() if column in runs})
 
 
 @cache

@@ -7,7 +7,7 @@ import pandas as pd
 
 from ...errors import choose
 from ...studies import Record
-from .study import SEEN, UNSEEN
+from .study import SEEN, SIZES, UNSEEN
 from .tables import UNTRAINED
 
 HEADROOM = 0.15  # unseen: the best configuration is at least this much above zero-shot ...
@@ -42,7 +42,7 @@ def fitness(frame: pd.DataFrame) -> pd.DataFrame:
         for task in (task for task in UNSEEN + SEEN if task in set(on_base["task"])):
             part = on_base[on_base["task"] == task]
             untrained = part["method"] == UNTRAINED
-            arms = part[~untrained].groupby(["method", "connector"])["score"].agg(["mean", "var"])
+            arms = part[part["method"].isin(SIZES)].groupby(["method", "connector"])["score"].agg(["mean", "var"])
             sd, best = math.sqrt(arms["var"].mean()), arms["mean"].max()
             gap = best - arms["mean"].min()
             measured = {"zero_shot": part[untrained]["score"].item(), "best": best,

@@ -90,7 +90,7 @@ def figure2(data: pd.DataFrame) -> Figure:
     handles = [Line2D([], [], color=GRAY, marker="o", linestyle="", markerfacecolor=face, label=f"connector {word}")
                for word, face in (("frozen", "white"), ("tuned", GRAY))]
     handles += [Line2D([], [], **style, label=NAMES[method]) for method, style in LINES.items()]
-    figure.legend(handles=handles, loc="outside lower center", ncols=4)
+    figure.legend(handles=handles, loc="outside lower center", ncols=4 if len(sources) > 2 else 2)
     return figure
 
 
@@ -183,7 +183,7 @@ def _words(axis: Axes, rows: pd.DataFrame) -> None:
 
 def claimed_range(note: str) -> tuple[float, float]:
     """The open range in which a claim says that our effect lies, as the ledger's note tells it."""
-    found = re.search(r" > (-?[\d.]*\d)| in \((-?[\d.]+), (-?[\d.]+)\)", note.split("ours: ")[-1])
+    found = re.search(r" > (-?[\d.]*\d)| in \((-?[\d.]+), (-?[\d.]+)\)", note.split("ours: ")[-1].split(". ")[0])
     if found is None:
         return 0.0, inf
     above, low, high = found.groups()

@@ -1,20 +1,19 @@
-"""Where the records of the studies are, and the tidy frame that claims and figures read."""
-import os
-import tempfile
+"""The records of the studies, and the tidy frame that claims and figures read."""
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
 
-from ...errors import PeftkitError, choose
-from ...studies import Record, RunStore, Study, read_bundle, tabulate
+from ...errors import choose
+from ...studies import Record, RunStore, Study, tabulate
+from ..records import record_file, records_of
 from .study import TIERS, main_study
 from .varied import SOURCES, VARIED, varied_studies
 
 MAIN = "zhou2024"
 STUDIES = (MAIN, *VARIED)
 PAST = 4  # epochs past the lowest loss on held-out examples (Table 4)
-_CHECKOUT = Path(__file__).resolve().parents[3]
 
 
 def studies(name: str, tier: str, store: RunStore | str | Path) -> list[Study]:
@@ -24,38 +23,16 @@ def studies(name: str, tier: str, store: RunStore | str | Path) -> list[Study]:
 
 
 def study_records(name: str, tier: str, runs: str = "committed") -> list[Record]:
-    """The records of a study.
-
-    runs: "committed" reads those that the repository ships (figures/runs, made by `peftkit figures --accept`); "live"
-    trains what the store lacks (the folder that PEFTKIT_STORE names, else `runs` in the checkout). The smoke tier is
-    always live, in a store of its own unless PEFTKIT_STORE names one. Raises PeftkitError for unknown words and for
-    records that are not there.
-    """
+    """The records of a study; `peftkit.papers.records.records_of` says which. Raises PeftkitError for unknown words and
+    for records that are not there."""
     choose("study", name, STUDIES)
     choose("tier", tier, TIERS)
-    choose("value of runs", runs, ("committed", "live"))
-    named = os.environ.get("PEFTKIT_STORE")
-    if tier == "smoke":
-        with tempfile.TemporaryDirectory() as folder:
-            return _train(studies(name, tier, named or folder))
-    if runs == "live":
-        return _train(studies(name, tier, named or _CHECKOUT / "runs"))
-    grids = studies(name, tier, _CHECKOUT / "runs")
-    paths = dict.fromkeys(record_file(name, base) for grid in grids for base in grid.bases)
-    missing = [path.name for path in paths if not path.is_file()]
-    if missing:
-        raise PeftkitError(f"no committed records {', '.join(missing)}; `peftkit figures --accept` makes them")
-    return [record for path in paths for record in read_bundle(path)]
+    return records_of(name, partial(studies, name, tier), tier, runs)
 
 
 def main_records(tier: str, runs: str = "committed") -> list[Record]:
     """The records of the main study (see `study_records`)."""
     return study_records(MAIN, tier, runs)
-
-
-def record_file(name: str, base: str) -> Path:
-    """Where the repository keeps the committed records of a study on `base`."""
-    return _CHECKOUT / "figures" / "runs" / f"{name}-{base}.parquet"
 
 
 def every_run(tier: str = "laptop", runs: str = "committed") -> pd.DataFrame:
@@ -104,9 +81,3 @@ def _looks(record: Record) -> list[dict]:
         found += [row | {"study": "zhou2024-captions", "task": "hallucinated", "epoch": look["epoch"],
                          "score": look["hallucinated"]} for look in epochs if "hallucinated" in look]
     return found
-
-
-def _train(grids: list[Study]) -> list[Record]:
-    for grid in grids:
-        grid.run()
-    return [grid.store.get(config) for grid in grids for config in grid.configs()]

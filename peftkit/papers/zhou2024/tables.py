@@ -8,7 +8,7 @@ import pandas as pd
 from ...errors import PeftkitError
 from ...stats import mean_interval
 from .printed import printed_table, unseen_and_seen
-from .study import SEEN, UNSEEN
+from .study import FULL, SEEN, SIZES, UNSEEN
 
 COUNTERPARTS = {"tiny-llava-s": "llava_1.5_7b", "tiny-llava-m": "llava_1.5_13b", "tiny-idefics2": "qwen_vl_chat"}
 MODELS = {"llava_1.5_7b": "LLaVA-1.5-7B", "llava_1.5_13b": "LLaVA-1.5-13B", "sharegpt4v_7b": "ShareGPT4V-7B",
@@ -61,7 +61,7 @@ def main_table(frame: pd.DataFrame) -> pd.DataFrame:
 def beside(table: pd.DataFrame, base: str) -> pd.DataFrame:
     """One base's table with the paper's row below each of ours, in points (0 to 100) as the paper prints them."""
     pair = table.loc[[base, COUNTERPARTS[base]]].reset_index()
-    pair["method"] = pd.Categorical(pair["method"], [UNTRAINED, "lora", "adapter", "ia3", "prefix-peft"])
+    pair["method"] = pd.Categorical(pair["method"], [UNTRAINED, *FULL, *SIZES])
     pair = pair.sort_values(["method", "connector"], kind="stable").set_index(["method", "connector", "source"])
     return (100 * pair).round(1)
 

@@ -1,8 +1,9 @@
 """A run that is looked at while it trains: loss on held-out examples, other tasks (Table 4), hallucination (5 and 7).
 
 The record's metrics hold `epochs`, a row an epoch: epoch, loss (mean over held-out examples), the score of each other
-task, and at some epochs truth (accuracy on the POPE probes), hallucinated (CHAIR: share of captions that name a thing
-that is not there), mentions (share of such names) and recall (share of the things that are named).
+task, and at some epochs truth (accuracy on the POPE probes), answered (share of probes whose answer is yes or no),
+hallucinated (CHAIR: share of captions that name a thing that is not there), mentions (share of such names) and recall
+(share of the things that are named).
 """
 from functools import lru_cache
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 
 from ...data import Encoded, Task, encode, task
 from ...data.vocabulary import DIGITS, SHAPES, WORDS
-from ...evaluation import answer_losses, chair, evaluate, generate_answers
+from ...evaluation import Evaluation, answer_losses, chair, evaluate, generate_answers
 from ...models import Base, load
 from ...studies.run import run_one as train_and_test
 from ...training.features import cache_features
@@ -49,28 +50,32 @@ def look(model, base: Base, epoch: int, config: dict, probed: bool, others: bool
     """One row of `epochs`. probed: with the probes and captions. others: with the other two tasks of Table 4."""
     row = {"epoch": epoch, "loss": _loss(model, base, config["task"])}
     if others:
-        row |= {name: _score(model, base, name, config["test_size"]) for name in SOURCES if name != config["task"]}
+        row |= {name: _answers(model, base, name, config["test_size"]).score
+                for name in SOURCES if name != config["task"]}
     return row | (hallucination(model, base, config["test_size"]) if probed else {})
 
 
 def hallucination(model, base: Base, examples: int) -> dict[str, float]:
-    """What a model says about things that are not there: truth, hallucinated, mentions, recall, all in [0, 1]."""
-    truth = [_score(model, base, name, examples) for name in PROBES]
+    """What a model says about things that are not there; all in [0, 1] (see the module)."""
+    probes = {name: _answers(model, base, name, examples) for name in PROBES}
+    truth = {name: found.score for name, found in probes.items()}
+    answers = [answer for found in probes.values() for answer in found.predictions]
     drawn, rows = _test(base.name, "caption", examples)
     texts = generate_answers(model, base.processor, rows, drawn.max_new_tokens, progress=False)
     named = chair(texts, rows.references, OBJECTS)
-    return {"truth": sum(truth) / len(truth), **dict(zip(PROBES, truth)), "hallucinated": named.chair_s,
-            "mentions": named.chair_i, "recall": named.recall}
+    return {"truth": sum(truth.values()) / len(truth), **truth,
+            "answered": sum(answer in ("yes", "no") for answer in answers) / len(answers),
+            "hallucinated": named.chair_s, "mentions": named.chair_i, "recall": named.recall}
 
 
 def _loss(model, base: Base, name: str) -> float:
     return float(answer_losses(model, base.processor, _held_out(base.name, name)).mean())
 
 
-def _score(model, base: Base, name: str, examples: int) -> float:
+def _answers(model, base: Base, name: str, examples: int) -> Evaluation:
     drawn, rows = _test(base.name, name, examples)
     return evaluate(model, base.processor, rows, metric=drawn.metric, max_new_tokens=drawn.max_new_tokens,
-                    progress=False).score
+                    progress=False)
 
 
 @lru_cache(maxsize=16)
