@@ -6,6 +6,7 @@ import argparse
 import os
 import shutil
 import sys
+from importlib import import_module
 from pathlib import Path
 
 from .errors import PeftkitError, choose
@@ -20,11 +21,12 @@ BENCHES = {
     "methods": "seconds a step and memory of every method, relative to LoRA",
     "gpu": "LLaVA-1.5-7B's shape on a GPU against transformers.Trainer with peft",
 }
+_ZHOU_VARIED = ("zhou2024", "zhou2024-location", "zhou2024-data", "zhou2024-size", "zhou2024-rates",
+                "zhou2024-vision", "zhou2024-vocabulary")
 NOTEBOOKS = {  # notebook -> the studies whose records it reads
-    "00_start_here": (), "02_methods": (), "03a_zhou2024": ("zhou2024",),
-    "03b_zhou2024": ("zhou2024", "zhou2024-location", "zhou2024-data", "zhou2024-size", "zhou2024-rates",
-                     "zhou2024-vision", "zhou2024-vocabulary"),
-    "03c_zhou2024": ("zhou2024", "zhou2024-transfer", "zhou2024-hallucination"),
+    "00_start_here": (), "02_methods": (), "03a_zhou2024": ("zhou2024",), "03b_zhou2024": _ZHOU_VARIED,
+    "03c_zhou2024": (*_ZHOU_VARIED, "zhou2024-transfer", "zhou2024-hallucination"),
+    "04_huang2024": ("huang2024", "huang2024-released", "huang2024-paths", "huang2024-layers"),
 }
 
 
@@ -86,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _figures(options) -> int:
     from .figures import compare
-    from .papers.zhou2024 import TIERS, studies
+    from .papers.zhou2024 import TIERS
 
     choose("tier", options.tier, TIERS)
     for name in options.only:
@@ -95,7 +97,7 @@ def _figures(options) -> int:
     out, store = options.out.resolve(), options.store.resolve()
     os.environ.update(PEFTKIT_TIER=options.tier, PEFTKIT_FIGURES=str(out / "figures"), PEFTKIT_STORE=str(store))
     grids = [grid for name in dict.fromkeys(sum((NOTEBOOKS[notebook] for notebook in options.only), ()))
-             for grid in studies(name, options.tier, store)]
+             for grid in _grids(name, options.tier, store)]
     for grid in grids:
         print(f"{grid.name} on {grid.bases[0]}: {len(grid.missing())} of {len(grid.configs())} runs to do", flush=True)
         grid.run(workers=options.workers, executor=options.executor, address=options.address)
@@ -113,6 +115,11 @@ def _figures(options) -> int:
     return int((table["status"] != "reproduced").any())
 
 
+def _grids(name: str, tier: str, store: Path) -> list:
+    """The grids of a study, whose name starts with its paper's."""
+    return import_module(f"peftkit.papers.{name.split('-')[0]}").studies(name, tier, store)
+
+
 def _execute(checkout: Path, out: Path, name: str, parameters: dict) -> None:
     from .runner import execute_notebook
 
@@ -124,7 +131,7 @@ def _execute(checkout: Path, out: Path, name: str, parameters: dict) -> None:
 def _accept(checkout: Path, out: Path, names: list[str], tier: str, grids) -> None:
     """Make a run the committed reference: its records, then its notebooks, reading those records, and their figures."""
     from .notebooks import normalize
-    from .papers.zhou2024.records import record_file
+    from .papers.records import record_file
     from .studies.store import bundle
 
     files = {}  # several grids of a study may be on one base

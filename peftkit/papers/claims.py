@@ -24,9 +24,9 @@ from ..errors import choose
 from ..stats import mean_interval, seeds_to_resolve
 from .cells import Cell, Cells
 
-PAPERS = {"zhou2024": "peftkit.papers.zhou2024.claims"}
+PAPERS = {key: f"peftkit.papers.{key}.claims" for key in ("zhou2024", "huang2024")}
 SUPPORTED, CONTRADICTED, UNRESOLVED = "supported", "contradicted", "unresolved"
-NOT_TESTABLE, RUNS_MISSING = "not testable here", "runs missing"
+NOT_TESTABLE, RUNS_MISSING, NOT_PRINTED = "not testable here", "runs missing", "no printed numbers"
 COLUMNS = ["id", "claim", "where", "verdict_paper", "verdict_ours", "effect", "unit", "low", "high", "seeds", "note"]
 ALPHA = 0.05
 
@@ -121,16 +121,18 @@ class Finding(NamedTuple):
     sd: float = nan
 
 
-def ledger(claims: Iterable[Claim], printed: Cells, corrected: Cells, ours: Cells) -> pd.DataFrame:
+def ledger(claims: Iterable[Claim], printed: Cells | None, corrected: Cells | None, ours: Cells) -> pd.DataFrame:
     """One row a claim (`COLUMNS`).
 
-    corrected: the printed numbers with suspected misprints replaced; the note tells where that changes the verdict.
+    printed: None where the paper's numbers are not known. corrected: these with suspected misprints replaced; the note
+    tells where that changes the verdict.
     """
     rows = []
     for claim in claims:
-        paper, mended = claim.judge(printed), claim.judge(corrected)
+        paper = claim.judge(printed) if printed else Finding(NOT_PRINTED)
+        mended = claim.judge(corrected) if corrected else paper
         ran = Finding(NOT_TESTABLE, note=claim.untestable) if claim.untestable else claim.judge(ours)
-        notes = [f"paper: {paper.effect:+.3g} {paper.note}", f"ours: {ran.note}", claim.note]
+        notes = [printed and f"paper: {paper.effect:+.3g} {paper.note}", f"ours: {ran.note}", claim.note]
         if mended.verdict != paper.verdict:
             notes.insert(1, f"misprints corrected: {mended.verdict}, {mended.effect:+.3g} {mended.note}")
         rows.append({"id": claim.id, "claim": claim.sentence, "where": claim.where, "verdict_paper": paper.verdict,

@@ -23,7 +23,7 @@ def records_of(name: str, grids: Grids, tier: str, runs: str = "committed") -> l
     named = os.environ.get("PEFTKIT_STORE")
     if tier == "smoke":
         with tempfile.TemporaryDirectory() as folder:
-            return _train(grids(named or folder))
+            return _train(grids(named or folder), workers=0)  # starting processes would take longer
     if runs == "live":
         return _train(grids(named or CHECKOUT / "runs"))
     paths = dict.fromkeys(record_file(name, base) for grid in grids(CHECKOUT / "runs") for base in grid.bases)
@@ -38,7 +38,7 @@ def record_file(name: str, base: str) -> Path:
     return CHECKOUT / "figures" / "runs" / f"{name}-{base}.parquet"
 
 
-def _train(grids: list[Study]) -> list[Record]:
+def _train(grids: list[Study], workers: int | None = None) -> list[Record]:
     for grid in grids:
-        grid.run()
+        grid.run(workers=workers)
     return [grid.store.get(config) for grid in grids for config in grid.configs()]

@@ -92,7 +92,7 @@ def test_things_named_follow_from_recall_and_wrong_share():
 
 def test_an_unresolved_claim_tells_its_seeds(frame_of):
     gaps = {42: 0.01, 43: 0.05, 44: -0.02}
-    frame = frame_of(lambda method, connector, task, seed: 0.5 + gaps[seed] * (method == "adapter"))
+    frame = frame_of(lambda method, connector, task, seed: 0.5 + gaps.get(seed, 0) * (method == "adapter"))
     finding = Claim("X", "a sentence", where="", unit="points", margin=0, predicate=lead(
         ADAPTER, LORA, model="llava_1.5_7b", **TUNED)).judge(our_cells(frame.assign(study="zhou2024")))
     ledger = pd.DataFrame([{"id": "X", "verdict_ours": finding.verdict, "note": finding.note},
@@ -109,7 +109,7 @@ def test_panels_show_the_sides_that_there_are(pairs, sides):
     data = over_seeds(pairs[pairs["side"].isin(sides)], ["side", "method", "task"])
     lines = pd.DataFrame([{"side": "ours", "task": PAIRS[0], "method": "none", "score": 10.0}])
     axes = panels(data, "task", lines=lines).axes
-    assert [axis.get_title(loc="left") for axis in axes if axis.containers] == sides
+    assert [axis.get_title("left") + axis.get_title() for axis in axes if axis.containers] == sides
     assert all(len(axis.containers) == len(METHODS) for axis in axes[:len(sides)])
 
 

@@ -26,7 +26,7 @@ def test_build_writes_a_loadable_base_with_its_manifest_and_is_repeatable(name, 
     assert json.loads((tmp_path / name / "manifest.json").read_text()) == json.loads(json.dumps(manifest))
     assert manifest["hash"] == weights_hash(tmp_path / name) == load(str(tmp_path / name)).hash
     assert set(manifest["stages"]) == {"vision", "language", "alignment", "instruction"}
-    assert len(manifest["scores"]) == 10 and all(0 <= score <= 1 for score in manifest["scores"].values())
+    assert len(manifest["scores"]) == 13 and all(0 <= score <= 1 for score in manifest["scores"].values())
     assert module.build(name, tmp_path)["hash"] == manifest["hash"]
 
 

@@ -31,10 +31,9 @@ def seed_scores(frame: pd.DataFrame, study: str, base: str, groups: Mapping[str,
     frame: of `peftkit.papers.zhou2024.tidy`. groups: name -> tasks; of a group only the tasks that the side has count
     (in the smoke tier we have one). corrected: suspected misprints of the paper replaced.
     """
-    ours = experiment(frame[frame["method"].isin(SIZES)], study)
+    ours = experiment(frame[frame["method"].isin(SIZES)], study).query("base == @base")
     printed = printed_experiment(study, corrected)
-    sides = {"paper": printed[printed["model"] == COUNTERPARTS[base]],
-             "ours": ours[ours["base"] == base].assign(score=100 * ours["score"])}
+    sides = {"paper": printed[printed["model"] == COUNTERPARTS[base]], "ours": ours.assign(score=100 * ours["score"])}
     return pd.concat([_group_means(runs, groups).assign(side=side) for side, runs in sides.items()], ignore_index=True)
 
 
@@ -173,6 +172,8 @@ def likeness(found: pd.DataFrame) -> pd.DataFrame:
 
 
 def _group_means(runs: pd.DataFrame, groups: Mapping[str, tuple[str, ...]]) -> pd.DataFrame:
+    if runs.empty:
+        return pd.DataFrame(columns=["method", "level", "seed", "group", "score"]).astype({"score": float})
     table = runs.pivot(index=["method", "level", "seed"], columns="task", values="score")
     found = {name: [task for task in tasks if task in table] for name, tasks in groups.items()}
     means = pd.DataFrame({name: table[tasks].mean(axis=1, skipna=False) for name, tasks in found.items() if tasks},

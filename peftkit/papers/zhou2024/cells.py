@@ -17,7 +17,7 @@ from ...errors import PeftkitError, choose
 from ..cells import Cell, Cells
 from .printed import NAMES, printed_table, read_names
 from .shares import LANGUAGE, paper_shares
-from .study import SEEN, SIZES, UNSEEN
+from .study import FULL, SEEN, SIZES, UNSEEN
 from .tables import COUNTERPARTS, DATASETS, MODELS, UNTRAINED
 
 SETTINGS = {  # study -> the column of a record that it varies
@@ -114,7 +114,7 @@ def printed_experiment(study: str, corrected: bool = False) -> pd.DataFrame:
 def read_runs(path) -> pd.DataFrame:
     """Runs from a tidy CSV with the columns that `our_cells` wants; unknown names are refused with file and line."""
     return read_names(path, {
-        "study": tuple(SETTINGS), "base": tuple(COUNTERPARTS), "method": (UNTRAINED, *SIZES),
+        "study": tuple(SETTINGS), "base": tuple(COUNTERPARTS), "method": (UNTRAINED, *SIZES, *FULL),
         "connector": (*NAMES["connector"], ""), "task": (*UNSEEN, *SEEN, *PAIRS, *MEASURES.values())})
 
 
@@ -143,6 +143,8 @@ def _with_setting(frame: pd.DataFrame, study: str) -> pd.DataFrame:
     levels = frame[varied]
     if varied in RANKED:
         levels = frame.groupby(["model", "method"])[varied].rank(method="dense").astype(int)
+    elif varied == "epoch":
+        levels = levels.astype(int)  # beside studies without epochs they are floats
     return frame.assign(setting=varied + " " + levels.astype(str))
 
 

@@ -85,5 +85,6 @@ def share_and_score(frame: pd.DataFrame) -> pd.DataFrame:
     printed = printed_table("table15_efficiency").pivot(
         index=["model", "method", "connector"], columns="metric", values="value").astype(float).reset_index()
     printed = printed.rename(columns={"trainable_percent": "share", "mean_of_8_datasets": "score"})
+    printed = printed.sort_values("model", key=lambda names: names.map(list(MODELS).index), kind="stable")
     paper = printed.assign(side="paper, " + printed["model"].map(MODELS), seed="printed")
     return pd.concat([ours, paper])[["side", "method", "connector", "share", "seed", "score"]]

@@ -7,7 +7,7 @@ import pandas as pd
 
 from ...errors import choose
 from ...studies import Record, RunStore, Study, tabulate
-from ..records import record_file, records_of
+from ..records import records_of
 from .study import TIERS, main_study
 from .varied import SOURCES, VARIED, varied_studies
 
@@ -51,7 +51,8 @@ def tidy(records: Iterable[Record]) -> pd.DataFrame:
     for record in records:
         (watched if "epochs" in record.content["metrics"] else plain).append(record)
     rows = pd.DataFrame([row for record in watched for row in _looks(record)])
-    return pd.concat([tabulate(plain), rows], ignore_index=True) if len(rows) else tabulate(plain)
+    parts = [tabulate(plain), rows.astype({"seed": "Int64"} if len(rows) else {})]
+    return pd.concat([part for part in parts if len(part)], ignore_index=True)
 
 
 def looks(records: Iterable[Record]) -> pd.DataFrame:

@@ -1,11 +1,10 @@
 """What else tuning does (notebook 03c): rows for drawing, our side and the paper's in one shape, and the figures.
 
-Rows hold the score of a seed, in points; `over_seeds` adds means with intervals. Figures are for `peftkit.figures.save`.
+Rows hold the score of a seed, in points; `over_seeds` adds means with intervals. `peftkit.figures.save` keeps figures.
 """
-import re
 from collections.abc import Mapping, Sequence
 from itertools import product
-from math import nan
+from math import inf, nan
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -13,11 +12,13 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator, NullLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
+from ...data.scenes import Scenes
 from ...figures import METHOD_STYLE
 from ...stats import mean_interval
 from ..cells import Cells
+from ..claims import UNRESOLVED
 from .plots import GRAY, LABELS, LINES, METHODS, NAMES
 from .records import PAST
 from .tables import UNTRAINED
@@ -87,13 +88,9 @@ def spoken(looks: pd.DataFrame, present: float) -> pd.DataFrame:
 def seeds_to_resolve(ledger: pd.DataFrame) -> pd.Series:
     """Of each claim that our runs leave unresolved, the number of seeds that would resolve it, infinite if none would;
     index id. Empty where the ledger does not say it."""
-    unresolved = ledger[ledger["verdict_ours"] == "unresolved"].set_index("id")["note"]
-    return unresolved.map(_seeds_in).astype(float)
-
-
-def _seeds_in(note: str) -> float:
-    found = re.search(r"(?:about (\d+)|no number of) seeds would resolve it", note)
-    return nan if found is None else float(found[1] or "inf")
+    unresolved = ledger[ledger["verdict_ours"] == UNRESOLVED].set_index("id")["note"].astype(str)
+    found = unresolved.str.extract(r"(?:about (\d+)|(no number of)) seeds would resolve it")
+    return found[0].astype(float).mask(found[1].notna(), inf)
 
 
 def label(word: str) -> str:
@@ -129,8 +126,7 @@ def panels(data: pd.DataFrame, x: str, *, columns: str = "side", rows: str | Non
             axis.axhline(0, color=GRAY, linewidth=0.8)
         axis.set_xticks(range(len(levels)), [label(level) for level in levels], fontsize=8, rotation=rotation)
         axis.set_title(label(column) if i == 0 else "", fontsize=10)
-        if j == 0:
-            axis.set_ylabel(row if rows else ylabel, fontsize=9)
+        axis.set_ylabel((row or ylabel) if j == 0 else "", fontsize=9)
     _legend(figure, [] if lines is None else list(lines["method"].unique()))
     return figure
 
@@ -165,6 +161,17 @@ def _legend(figure: Figure, lines: Sequence[str] = ()) -> None:
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=8)
 
 
+def probe_picture(scenes: Scenes, probed: pd.DataFrame) -> Figure:
+    """The first of `scenes`, and beside it the questions about it: columns probe, question, answer."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(7, 2.4), width_ratios=(1, 2.2))
+    left.imshow(scenes.draw()[0], interpolation="nearest")
+    listing = "\n".join(f"{row.probe:17} {row.question:31} {row.answer}" for row in probed.itertuples())
+    right.text(0, 0.5, listing, family="monospace", va="center", fontsize=8)
+    for axis in (left, right):
+        axis.set_axis_off()
+    return figure
+
+
 def losses(data: pd.DataFrame, minima: pd.DataFrame, untouched: Mapping[str, float]) -> Figure:
     """Loss on held-out examples by epoch, a column a task; below, the epoch of each run's minimum.
 
@@ -191,6 +198,7 @@ def losses(data: pd.DataFrame, minima: pd.DataFrame, untouched: Mapping[str, flo
         bottom.set(xlabel="epoch", yticks=range(len(METHODS)), yticklabels=[NAMES[method] for method in METHODS],
                    ylim=(len(METHODS) - 0.5, -0.5))
         bottom.tick_params(axis="y", labelsize=8, labelleft=task == tasks[0])
+        bottom.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes[0, 0].set_ylabel("loss (nats a token)")
     axes[1, 0].set_ylabel("minimum")
     _legend(figure, [UNTRAINED])
@@ -231,13 +239,12 @@ def operations(implied: pd.DataFrame, counted: pd.DataFrame) -> Figure:
     for row in implied.itertuples():
         left.plot(settings.index((row.model, row.connector)) + DODGE[row.method], row.tokens / 1000, linestyle="",
                   **METHOD_STYLE[row.method])
-    names = [f"{model.removeprefix('llava_1.5_').upper()}\n{connector}" for model, connector in settings]
-    left.set_xticks(range(len(settings)), names)
-    left.set(ylabel="thousand tokens", title="paper: tokens implied", ylim=(0, None))
+    left.set_xticks(range(len(settings)), [f"{model[-3:].strip('_').upper()}\n{word}" for model, word in settings])
+    left.set(ylabel="thousand tokens", title="paper: tokens implied", ylim=(0, 1.1 * implied["tokens"].max() / 1000))
     for place, row in enumerate(counted.itertuples()):
         right.plot(place, row.ratio, linestyle="", **METHOD_STYLE[row.method])
     right.axhline(1, color=GRAY, linewidth=0.8)
     right.set_xticks(range(len(counted)), [NAMES[method] for method in counted["method"]], fontsize=8)
-    right.set(title="ours: counted / formula", ylim=(0, None))
+    right.set(title="ours: counted / formula", ylim=(0, 1.1 * counted["ratio"].max()))
     _legend(figure)
     return figure

@@ -1,0 +1,96 @@
+"""The records of the studies as one tidy frame, the paper's four measures, and what is left at equal target score."""
+from collections.abc import Iterable
+from functools import partial
+
+import pandas as pd
+
+from ...errors import choose
+from ...studies import Record
+from ..records import records_of
+from .study import LAYERS, MAIN, SOURCES, STUDIES, TIERS, row_of, studies
+
+PATHS_STUDY = f"{MAIN}-paths"
+
+
+def study_records(name: str, tier: str, runs: str = "committed") -> list[Record]:
+    """The records of a study; `peftkit.papers.records.records_of` says which. Raises PeftkitError for unknown words and
+    for records that are not there."""
+    choose("study", name, STUDIES)
+    choose("tier", tier, TIERS)
+    return records_of(name, partial(studies, name, tier), tier, runs)
+
+
+def every_run(tier: str = "laptop", runs: str = "committed") -> pd.DataFrame:
+    """One tidy frame of all studies (see `tidy`)."""
+    return tidy(record for name in STUDIES for record in study_records(name, tier, runs))
+
+
+def measures(target: float, sources: Iterable[float]) -> dict[str, float]:
+    """T, S (mean of the sources), H = 2 S T / (S + T), O = (S + T) / 2 (facts, section 3), all in [0, 1]."""
+    sources = list(sources)
+    mean = sum(sources) / len(sources)
+    total = mean + target
+    return {"T": target, "S": mean, "H": 2 * mean * target / total if total else 0.0, "O": total / 2}
+
+
+def tidy(records: Iterable[Record]) -> pd.DataFrame:
+    """A row a tested model: study, base, row, target, seed (empty for zero-shot), epoch, layers, T, S, H, O, a column
+    a source, trainable (parameters), learning_rate, seconds (of training), smallest_share and largest_share (of
+    entries that SPIDER selects, over tensors and epochs).
+
+    Scores are in [0, 1]; of captions a tenth of CIDEr-D, so that no target drives the means by its scale.
+    """
+    return pd.DataFrame([row for record in records for row in _rows(record)]).astype({"seed": "Int64"})
+
+
+def _rows(record: Record) -> list[dict]:
+    config, train, metrics = record.config, record.content["train_info"], record.content["metrics"]
+    shares = [share for look in metrics["looks"] for share in look.get("selected", {}).values()]
+    shared = {**{name: config[name] for name in ("study", "base", "seed")}, "target": config["task"],
+              "layers": config["options"].get("layers", LAYERS), "learning_rate": config["train"].get("learning_rate"),
+              "trainable": train["num_trainable_params"], "seconds": train["train_time"],
+              "smallest_share": min(shares, default=None), "largest_share": max(shares, default=None)}
+    last = metrics["looks"][-1]["epoch"]
+    scored = [(row_of(config), look["epoch"], look) for look in metrics["looks"] if config["task"] in look]
+    scored += [(row, last, scores) for row, scores in metrics["afterwards"].items()]
+    return [{"row": row, "epoch": epoch, **shared, **{name: scores[name] for name in SOURCES},
+             **measures(scores[config["task"]], (scores[name] for name in SOURCES))} for row, epoch, scores in scored]
+
+
+# ---- equal target score ---------------------------------------------------------------------------------------------
+
+def source_at(level: float, path: pd.DataFrame) -> float | None:
+    """S where a path first reaches T = level, on the straight line between two looks; None if it never does.
+
+    path: T and S in the order of the looks, the untouched base first.
+    """
+    points = list(zip(path["T"], path["S"]))
+    for (t, s), (later_t, later_s) in zip(points, points[1:]):
+        if t < level <= later_t:
+            return s + (later_s - s) * (level - t) / (later_t - t)
+    return points[0][1] if points and points[0][0] >= level else None
+
+
+def equal_t(frame: pd.DataFrame) -> pd.DataFrame:
+    """What each row keeps of the sources at a target score that all rows reach: base, target, row, seed, T, S, rate.
+
+    frame: of `tidy`, with study huang2024-paths and the zero-shot row of the main study, where all paths start. T, of a
+    base and target, is the highest that every row reaches on all seeds at one of its rates; of the rates that reach
+    it, a row gets the one that keeps most in the mean over seeds.
+    """
+    found = []
+    paths = frame[frame["study"] == PATHS_STUDY]
+    for (base, target), part in paths.groupby(["base", "target"], sort=False):
+        start = frame[(frame["row"] == "zero-shot") & (frame["base"] == base) & (frame["target"] == target)].head(1)
+        reached = part.groupby(["row", "learning_rate", "seed"])["T"].max().groupby(["row", "learning_rate"]).min()
+        level = reached.groupby("row").max().min()
+        kept = [{"base": base, "target": target, "row": row, "seed": seed, "T": level, "learning_rate": rate,
+                 "S": source_at(level, pd.concat([start, path.sort_values("epoch")]))}
+                for (row, rate, seed), path in part.groupby(["row", "learning_rate", "seed"], sort=False)
+                if reached[row, rate] >= level]
+        kept = pd.DataFrame(kept)
+        means = kept.groupby(["row", "learning_rate"])["S"].mean()
+        best = {row: rates.idxmax()[1] for row, rates in means.groupby("row")}
+        found.append(kept[kept["learning_rate"] == kept["row"].map(best)])
+    columns = ["base", "target", "row", "seed", "T", "learning_rate", "S"]
+    return pd.concat(found, ignore_index=True)[columns] if found else pd.DataFrame(columns=columns)
