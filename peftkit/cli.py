@@ -62,7 +62,8 @@ def _parser() -> argparse.ArgumentParser:
     build.set_defaults(run=_zoo_build)
     zoo.add_parser("list", help="bases, sizes and zero-shot scores").set_defaults(run=_zoo_list)
 
-    bench = commands.add_parser("bench", help="ratios of speed and memory").add_subparsers(required=True, metavar="WHAT")
+    bench = commands.add_parser("bench", help="ratios of speed and memory")
+    bench = bench.add_subparsers(required=True, metavar="WHAT")
     for name, help_text in BENCHES.items():
         one = bench.add_parser(name, help=help_text)
         one.add_argument("--repeats", type=int, default=5, help="alternated pairs that a median is of (default 5)")
@@ -136,7 +137,8 @@ def _accept(checkout: Path, out: Path, names: list[str], tier: str, grids) -> No
 
     files = {}  # several grids of a study may be on one base
     for grid in grids:
-        files.setdefault(record_file(grid.name, grid.bases[0]), []).extend(filter(None, map(grid.store.get, grid.configs())))
+        records = filter(None, map(grid.store.get, grid.configs()))
+        files.setdefault(record_file(grid.name, grid.bases[0]), []).extend(records)
     for file, records in files.items():
         bundle(file, records)
     for name in names:

@@ -4,14 +4,12 @@ Every function takes the things of a scene and a random generator and returns a 
 does not allow the question (two stars, say, when the color of "the star" is asked).
 """
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
-from itertools import product
 
 import numpy as np
 
-from .scenes import Thing, sample_scenes
+from .scenes import Thing
 from .vocabulary import COLORS, HOME_OF_SHAPE, LETTERS, PLURALS, SHAPES, TASTE_OF_COLOR
 
 
@@ -35,7 +33,8 @@ def _noun(thing: Thing) -> str:
     return thing.name if thing.kind == "shape" else thing.kind
 
 
-def _pick(options: list, rng: np.random.Generator):
+def pick(options: list, rng: np.random.Generator):
+    """One of the options, or None if there is none."""
     return options[rng.integers(len(options))] if options else None
 
 
@@ -53,38 +52,38 @@ def _color(thing: Thing) -> str:
 
 def color_of(things, rng) -> Question | None:
     """what color is the star ?"""
-    thing = _pick(_unique(things, _noun), rng)
+    thing = pick(_unique(things, _noun), rng)
     return thing and Question(f"what color is the {_noun(thing)} ?", thing.color, place=thing.place)
 
 
 def shape_by_color(things, rng) -> Question | None:
     """what shape is red ?"""
-    thing = _pick([t for t in _unique(things, _color) if t.kind == "shape"], rng)
+    thing = pick([t for t in _unique(things, _color) if t.kind == "shape"], rng)
     return thing and Question(f"what shape is {thing.color} ?", thing.name, place=thing.place)
 
 
 def shape_at(things, rng) -> Question | None:
     """what shape is at the top left ?"""
-    thing = _pick([t for t in things if t.kind == "shape"], rng)
+    thing = pick([t for t in things if t.kind == "shape"], rng)
     return thing and Question(f"what shape is at the {thing.place} ?", thing.name)
 
 
 def color_at(things, rng) -> Question | None:
     """what color is at the top left ?"""
-    thing = _pick(things, rng)
+    thing = pick(things, rng)
     return Question(f"what color is at the {thing.place} ?", thing.color)
 
 
 def where_is(things, rng) -> Question | None:
     """where is the star ?"""
-    thing = _pick(_unique(things, _noun), rng)
+    thing = pick(_unique(things, _noun), rng)
     return thing and Question(f"where is the {_noun(thing)} ?", thing.place)
 
 
 def exists(things, rng) -> Question | None:
     """is there a red star ? Half of the answers are no, with the shape or the color of a thing that is there."""
     shapes = [t for t in things if t.kind == "shape"]
-    thing = _pick(shapes, rng)
+    thing = pick(shapes, rng)
     if thing is None:
         return None
     shape, color = thing.name, thing.color
@@ -93,86 +92,27 @@ def exists(things, rng) -> Question | None:
     present = {(t.name, t.color) for t in shapes}
     absent = [(s, color) for s in SHAPES if (s, color) not in present]
     absent += [(shape, c) for c in COLORS if (shape, c) not in present]
-    shape, color = _pick(absent, rng)
+    shape, color = pick(absent, rng)
     return Question(f"is there a {color} {shape} ?", "no")
-
-
-# ---- probes of hallucination (POPE's part) --------------------------------------------------------------------------
-# Li et al. 2023 (arXiv 2305.10355): is there a red star ? Half of the answers are yes. An object is a shape with its
-# color; the three probes differ in the pairs that a no may name, easy ones first.
-
-Pair = tuple[str, str]  # color, shape
-PAIRS: tuple[Pair, ...] = tuple(product(COLORS, SHAPES))
-POPULAR = 6  # one more than a mixed scene has things: at least one of them is absent
-POPULAR_SCENES = 10_000
-
-
-def _pairs(things: list[Thing]) -> set[Pair]:
-    return {(t.color, t.name) for t in things if t.kind == "shape"}
-
-
-def _probe(things: list[Thing], lures: Sequence[Pair], rng: np.random.Generator) -> Question | None:
-    """yes for a pair that is there, no for one of the `lures` that is not."""
-    present = _pairs(things)
-    if not present:
-        return None
-    answer = "yes" if rng.random() < 0.5 else "no"
-    options = PAIRS if answer == "yes" else lures
-    pair = _pick([pair for pair in options if (pair in present) == (answer == "yes")], rng)
-    return pair and Question(f"is there a {' '.join(pair)} ?", answer)
-
-
-def pope_random(things, rng) -> Question | None:
-    """is there a red star ? A no names any pair that is not there, all equally likely."""
-    return _probe(things, PAIRS, rng)
-
-
-def pope_popular(things, rng) -> Question | None:
-    """is there a red star ? A no names one of the `popular_pairs` that is not there.
-
-    The drawn world has no popular things: pairs are drawn uniformly, so the most frequent ones are so by chance and
-    this probe is no harder than `pope_random`. It stands here because POPE has three and reports them apart.
-    """
-    return _probe(things, popular_pairs(), rng)
-
-
-@lru_cache(maxsize=1)
-def popular_pairs() -> tuple[Pair, ...]:
-    """The POPULAR pairs that most often occur in a fixed sample of training scenes, most frequent first."""
-    scenes = sample_scenes(np.random.default_rng(0), POPULAR_SCENES, "train")
-    counts = Counter(pair for i in range(len(scenes)) for pair in _pairs(scenes.things(i)))
-    return tuple(sorted(PAIRS, key=lambda pair: -counts[pair])[:POPULAR])
-
-
-def pope_adversarial(things, rng) -> Question | None:
-    """is there a red star ? A no names a color and a shape that are both there, but on different things.
-
-    POPE takes what most often goes with an object of the picture; here that is what is in the picture already, so a
-    yes is an error of binding. A picture without such a pair gets one that shares its color or its shape with it.
-    """
-    colors, shapes = {t.color for t in things}, {t.name for t in things}
-    near = [(color, shape) for color, shape in PAIRS if color in colors or shape in shapes]
-    bound = [(color, shape) for color, shape in near if color in colors and shape in shapes]
-    return _probe(things, bound if set(bound) - _pairs(things) else near, rng)
 
 
 # ---- knowledge (OKVQA's part): see the thing, know the fact ---------------------------------------------------------
 
 def home_of(things, rng) -> Question | None:
     """what is the home of the red thing ? The fact is a fact about its shape."""
-    thing = _pick([t for t in _unique(things, _color) if t.kind == "shape"], rng)
+    thing = pick([t for t in _unique(things, _color) if t.kind == "shape"], rng)
     return thing and Question(f"what is the home of the {thing.color} thing ?", HOME_OF_SHAPE[thing.name])
 
 
 def home_at(things, rng) -> Question | None:
     """what is the home of the thing at the top left ?"""
-    thing = _pick([t for t in things if t.kind == "shape"], rng)
+    thing = pick([t for t in things if t.kind == "shape"], rng)
     return thing and Question(f"what is the home of the thing at the {thing.place} ?", HOME_OF_SHAPE[thing.name])
 
 
 def taste_of(things, rng) -> Question | None:
     """what is the taste of the star ? The fact is a fact about its color."""
-    thing = _pick(_unique(things, _noun), rng)
+    thing = pick(_unique(things, _noun), rng)
     return thing and Question(f"what is the taste of the {_noun(thing)} ?", TASTE_OF_COLOR[thing.color])
 
 
@@ -184,20 +124,20 @@ def _readable(things, kind):
 
 def read_at(things, rng) -> Question | None:
     """what number is at the top left ?"""
-    thing = _pick(_readable(things, "number") + _readable(things, "word"), rng)
+    thing = pick(_readable(things, "number") + _readable(things, "word"), rng)
     return thing and Question(f"what {thing.kind} is at the {thing.place} ?", thing.name)
 
 
 def read_written(things, rng) -> Question | None:
     """what word is written ? Asked where only one is."""
     kinds = [kind for kind in ("number", "word") if len(_readable(things, kind)) == 1]
-    kind = _pick(kinds, rng)
+    kind = pick(kinds, rng)
     return kind and Question(f"what {kind} is written ?", _readable(things, kind)[0].name)
 
 
 def read_by_color(things, rng) -> Question | None:
     """what number is red ?"""
-    thing = _pick([t for t in _unique(things, _color) if t.kind != "shape"], rng)
+    thing = pick([t for t in _unique(things, _color) if t.kind != "shape"], rng)
     return thing and Question(f"what {thing.kind} is {thing.color} ?", thing.name)
 
 
@@ -242,7 +182,7 @@ def caption_by_color(things, rng) -> Question:
 
 def most_common_color_of(things, rng) -> Question | None:
     """what color are most stars ? The color that more of them have than any other (IconQA, fill in the blank)."""
-    shape = _pick([name for name, n in Counter(t.name for t in things).items() if n > 1], rng)
+    shape = pick([name for name, n in Counter(t.name for t in things).items() if n > 1], rng)
     ranked = Counter(t.color for t in things if t.name == shape).most_common()
     if shape is None or (len(ranked) > 1 and ranked[0][1] == ranked[1][1]):
         return None
@@ -256,7 +196,7 @@ def most_common(things, rng) -> Question | None:
     if len(ranked) < 2 or ranked[0][1] == ranked[1][1]:
         return None
     answer, rival = ranked[0][0], ranked[1][0]
-    other = _pick([name for name in names if name not in (answer, rival)], rng)
+    other = pick([name for name in names if name not in (answer, rival)], rng)
     choices = tuple(rng.permutation([answer, rival, other]).tolist())
     return Question(f"what {kind} is there most ?", answer, choices)
 
@@ -264,9 +204,9 @@ def most_common(things, rng) -> Question | None:
 def absent(things, rng) -> Question:
     """what color is the star ? Asked where there is no star: nobody can answer (VizWiz)."""
     if rng.random() < 0.5:
-        shape = _pick([s for s in SHAPES if s not in {t.name for t in things}], rng)
+        shape = pick([s for s in SHAPES if s not in {t.name for t in things}], rng)
         return Question(f"what color is the {shape} ?", UNANSWERABLE)
-    color = _pick([c for c in COLORS if c not in {t.color for t in things}], rng)
+    color = pick([c for c in COLORS if c not in {t.color for t in things}], rng)
     return Question(f"what shape is {color} ?", UNANSWERABLE)
 
 
@@ -281,17 +221,17 @@ def which_is_true(things, rng) -> Question | None:
 
     The answer is the option, not its letter, as in Zhou 2024; the hint is a fact that may or may not help (ScienceQA).
     """
-    thing = _pick([t for t in _unique(things, _noun) if t.kind == "shape"], rng)
+    thing = pick([t for t in _unique(things, _noun) if t.kind == "shape"], rng)
     if thing is None:
         return None
-    values = _pick([COLORS, tuple(HOME_OF_SHAPE.values()), tuple(TASTE_OF_COLOR.values())], rng)
+    values = pick([COLORS, tuple(HOME_OF_SHAPE.values()), tuple(TASTE_OF_COLOR.values())], rng)
     answer = next(v for v in (thing.color, HOME_OF_SHAPE[thing.name], TASTE_OF_COLOR[thing.color]) if v in values)
     return Question(f"which is true of the {thing.name} ?", answer, _three_choices(answer, values, rng), context=fact(rng))
 
 
 def lettered(things, rng) -> Question | None:
     """what color is the star ? a red b blue c green: the answer is the letter (text stage of the bases only)."""
-    asked = _pick([color_of, shape_by_color, color_at, shape_at], rng)(things, rng)
+    asked = pick([color_of, shape_by_color, color_at, shape_at], rng)(things, rng)
     if asked is None:
         return None
     names = COLORS if asked.answer in COLORS else SHAPES
@@ -304,9 +244,9 @@ def lettered(things, rng) -> Question | None:
 def fact(rng) -> str:
     """the home of the star is the sky: one fact as a sentence."""
     if rng.random() < 0.5:
-        shape = _pick(SHAPES, rng)
+        shape = pick(SHAPES, rng)
         return f"the home of the {shape} is the {HOME_OF_SHAPE[shape]}"
-    color = _pick(COLORS, rng)
+    color = pick(COLORS, rng)
     return f"the taste of {color} is {TASTE_OF_COLOR[color]}"
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from ..errors import PeftkitError, choose
+from . import probes
 from . import questions as q
 from .scenes import SPLITS, degrade, sample_scenes
 from .vocabulary import LETTERS, PLACES
@@ -66,10 +67,10 @@ SPECS = {spec.name: spec for spec in (
     TaskSpec("caption", "COCO captions", "seen", "cider", "describe the picture", (q.caption,), max_new_tokens=28),
     TaskSpec("dense_caption", "dense captions of the alignment stage", "seen", "cider", "describe where",
              (q.dense_caption,), max_new_tokens=28),
-    TaskSpec("pope_random", "POPE, random absent objects", "probe", "exact_match", _SHORT, (q.pope_random,)),
-    TaskSpec("pope_popular", "POPE, popular absent objects", "probe", "exact_match", _SHORT, (q.pope_popular,)),
+    TaskSpec("pope_random", "POPE, random absent objects", "probe", "exact_match", _SHORT, (probes.pope_random,)),
+    TaskSpec("pope_popular", "POPE, popular absent objects", "probe", "exact_match", _SHORT, (probes.pope_popular,)),
     TaskSpec("pope_adversarial", "POPE, adversarial absent objects", "probe", "exact_match", _SHORT,
-             (q.pope_adversarial,)),
+             (probes.pope_adversarial,)),
     TaskSpec("coco", "COCO captions, as a target", "unseen", "cider", "describe the scene", (q.caption_by_color,),
              max_new_tokens=28),
     TaskSpec("textvqa", "TextVQA", "seen", "vqa_accuracy", _SHORT, tuple(map(q.words_only, q.SEEN["ocrvqa"])),

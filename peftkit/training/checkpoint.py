@@ -221,6 +221,7 @@ def random_state() -> dict:
 
 
 def set_random_state(state: dict) -> None:
+    """Put back what `random_state` gave."""
     version, numbers, gauss = state["python"]
     random.setstate((version, tuple(numbers), gauss))
     np.random.set_state(state["numpy"])

@@ -6,7 +6,7 @@ import pytest
 
 import peftkit
 from peftkit.data import SPECS, ZHOU2024
-from peftkit.data import questions as q
+from peftkit.data import probes as q
 from peftkit.data.scenes import Thing, sample_scenes
 from peftkit.data.vocabulary import COLORS, SHAPES
 

@@ -1,0 +1,320 @@
+"""The figures of notebook 04, and the tidy data behind them. Scores are drawn in points.
+
+Each drawing takes tidy data and returns the figure, for `peftkit.figures.save`. Verdicts are drawn by
+`peftkit.papers.zhou2024.plots.verdicts`, which takes any ledger.
+"""
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import product
+from math import ceil
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from torch import Tensor
+
+from ...figures import METHOD_STYLE
+from ..cells import Cells
+from ..zhou2024.watched_plots import MEAN, over_seeds
+from .masks import VALUES
+from .records import PATHS_STUDY
+from .study import AFTERWARDS, LAYERS, MAIN, RELEASED, ROWS, SOURCES, TARGETS
+
+GRAY, GREEN, SKY, ORANGE, PINK = "#555555", "#009E73", "#56B4E9", "#E69F00", "#CC79A7"
+STYLE = {  # row -> color and marker: rows of one idea share a color
+    "zero-shot": METHOD_STYLE["none"],
+    "full": {"color": "#000000", "marker": "s"},
+    "SPIDER": {"color": GREEN, "marker": "*", "markersize": 12},
+    "discrepancy mask": {"color": GREEN, "marker": "^"},
+    "random mask": {"color": SKY, "marker": "v"},
+    "magnitude mask": {"color": SKY, "marker": "<"},
+    "gradient mask": {"color": SKY, "marker": ">"},
+    "L2-SP": {"color": ORANGE, "marker": "D"},
+    "half": {"color": ORANGE, "marker": "p"},
+    **{name: {"color": PINK, "marker": marker} for name, marker in zip(AFTERWARDS, ("P", "h", "8", "d"))},
+    "LoRA": METHOD_STYLE["lora"],
+    "DoRA": {"color": METHOD_STYLE["lora"]["color"], "marker": "h"},
+    "adapter": METHOD_STYLE["adapter"],
+}
+NAMES = {"flickr30k": "Flickr30k", "coco": "COCO", "scienceqa": "ScienceQA", "iconqa_txt": "IconQA", "okvqa": "OKVQA",
+         "textvqa": "TextVQA", "gqa": "GQA", "ocrvqa": "OCRVQA"}
+POINTS = ("T", "S", "H", "O")
+IN_WORDS = {"T": "T, target", "S": "S, sources", "H": "H, harmonic mean", "O": "O, mean of S and T"}
+DECIMALS = {"W0": 2, "A": 1}
+
+
+# ---- data ------------------------------------------------------------------------------------------------------------
+
+def plane(frame: pd.DataFrame, base: str) -> pd.DataFrame:
+    """T and S of the main study on a base, in points: target, row, seed, T, S, front.
+
+    seed is the seed, or "mean", whose `front` says whether no other row has as much of both (else empty). Our arms with
+    a frozen projector are left out: they train less.
+    """
+    main = frame[(frame["study"] == MAIN) & (frame["base"] == base) & frame["row"].isin(STYLE)]
+    main = main.assign(T=100 * main["T"], S=100 * main["S"], seed=main["seed"].astype(str))
+    keys = ["target", "row"]
+    means = main.groupby(keys, sort=False, as_index=False)[["T", "S"]].mean().assign(seed=MEAN)
+    means["front"] = False
+    for _, part in means.groupby("target"):
+        means.loc[part.index, "front"] = on_front(part[["T", "S"]])
+    data = pd.concat([means, main[main["row"] != "zero-shot"]], ignore_index=True)
+    return data[[*keys, "seed", "T", "S", "front"]].astype({"front": "boolean"})
+
+
+def on_front(points: pd.DataFrame) -> np.ndarray:
+    """Which points no other one beats: none has as much of every column and more of one."""
+    values = points.to_numpy(dtype=float)  # (points, columns)
+    as_much = (values[None] >= values[:, None]).all(axis=2)
+    more = (values[None] > values[:, None]).any(axis=2)
+    return ~(as_much & more).any(axis=1)
+
+
+def averages(frame: pd.DataFrame, base: str, scale: float = 1.0) -> pd.DataFrame:
+    """T, S, H, O of every row in the mean of targets and seeds, in points; the highest O first.
+
+    scale: of the captions' T before H and O are formed: 10 gives the paper's CIDEr x 100.
+    """
+    main = frame[frame["study"].isin((MAIN, f"{MAIN}-released")) & (frame["base"] == base)]
+    t = (main["T"] * np.where(main["target"].isin(TARGETS[:2]), scale, 1)).astype(float)
+    scores = main.assign(T=t, H=2 * main["S"] * t / (main["S"] + t), O=(main["S"] + t) / 2)
+    table = scores.groupby(["row", "target"])[list(POINTS)].mean().groupby("row").mean()
+    return 100 * table.sort_values("O", ascending=False)
+
+
+def differences(cells: Cells, pairs: Mapping[str, tuple[str, str]], values: Iterable[str], places: Mapping[str, tuple],
+                study: str = MAIN) -> pd.DataFrame:
+    """First minus second row, paired by seed, in points: pair, value, place, row ("mean" or the seed), score, low, high.
+
+    pairs: name -> (first, second); places: name -> (base, target), each a name or a tuple to be averaged. low, high: 95 %
+    Student-t interval, of means over two seeds or more. What has no runs has no row.
+    """
+    def column(row: str, value: str, place: tuple) -> pd.Series:
+        base, target = place
+        where = f"{MAIN}-released" if row == RELEASED else study
+        return cells.mean(where, base, row, "tuned", target, value=value)
+
+    found = [(name, value, place, str(seed), gap) for (name, (first, second)), value, place in
+             product(pairs.items(), values, places)
+             for seed, gap in (column(first, value, places[place]) - column(second, value, places[place])).items()]
+    rows = pd.DataFrame(found, columns=["pair", "value", "place", "seed", "score"])
+    return over_seeds(rows, ["pair", "value", "place"])
+
+
+def forgotten(frame: pd.DataFrame, base: str, row: str = "full") -> pd.DataFrame:
+    """What each source loses (below zero) or wins when a target is tuned: target, source, score; points, over seeds."""
+    main = frame[(frame["study"] == MAIN) & (frame["base"] == base)]
+    means = main.groupby(["row", "target"], sort=False)[list(SOURCES)].mean()
+    change = 100 * (means.loc[row] - means.loc["zero-shot"]).rename_axis("target")
+    return change.reset_index().melt("target", var_name="source", value_name="score")
+
+
+def paths(frame: pd.DataFrame) -> pd.DataFrame:
+    """Means over seeds along each path, from the untouched base on: target, row, learning_rate, epoch, T, S; points."""
+    found, keys = frame[frame["study"] == PATHS_STUDY], ["target", "row", "learning_rate"]
+    means = found.groupby([*keys, "epoch"], sort=False, as_index=False)[["T", "S"]].mean()
+    start = frame[(frame["study"] == MAIN) & (frame["row"] == "zero-shot") & frame["base"].isin(found["base"])]
+    starts = means[keys].drop_duplicates().merge(start[["target", "T", "S"]].drop_duplicates("target"))
+    data = pd.concat([starts.assign(epoch=0), means], ignore_index=True)
+    return data.assign(T=100 * data["T"], S=100 * data["S"])[[*keys, "epoch", "T", "S"]]
+
+
+def depths(frame: pd.DataFrame, base: str) -> pd.DataFrame:
+    """Full tuning and SPIDER by the number of tuned blocks: target, method, layers, value (T or S), row, score, low,
+    high; points."""
+    layers = frame[frame["study"] == f"{MAIN}-layers"]
+    same = (frame["study"] == MAIN) & frame["row"].isin(layers["row"]) & frame["target"].isin(layers["target"])
+    rows = pd.concat([layers, frame[same & (frame["base"] == base)].assign(layers=LAYERS)])
+    rows = rows[["target", "row", "layers", "seed", "T", "S"]].rename(columns={"row": "method"})
+    rows = rows.melt(["target", "method", "layers", "seed"], ["T", "S"], "value", "score")
+    return over_seeds(rows.assign(score=100 * rows["score"].astype(float)), ["target", "method", "layers", "value"])
+
+
+# ---- drawings --------------------------------------------------------------------------------------------------------
+
+def matrices(steps: Mapping[str, Tensor]) -> Figure:
+    """Small matrices beside each other, numbers written in; those with a value below zero get two colors."""
+    figure, axes = plt.subplots(1, len(steps), figsize=(1.95 * len(steps), 2.2), squeeze=False)
+    for axis, (title, values) in zip(axes.flat, steps.items()):
+        signed, top = bool((values < 0).any()), values.abs().max().item() or 1.0
+        axis.imshow(values, vmin=-top if signed else 0, vmax=top if signed else 1, cmap="PuOr" if signed else "cividis")
+        for (i, j), value in np.ndenumerate(values.numpy()):
+            pale = abs(value) < 0.6 * top if signed else value > 0.5
+            axis.text(j, i, f"{value:.{DECIMALS.get(title, 2)}f}", ha="center", va="center", fontsize=7,
+                      color="black" if pale else "white")
+        axis.set(title=title, xticks=[], yticks=[])
+        axis.grid(False)
+    return figure
+
+
+def base_quality(known: pd.DataFrame, change: pd.DataFrame, goal: float, fall: float) -> Figure:
+    """Left: zero-shot scores of the sources by base, with the goal as a line. Right: the change of each source by target
+    under full tuning, and in the last row of S, their mean; `fall` is stated in the title.
+
+    known: base, source, score; change: of `forgotten`.
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3), width_ratios=(1, 1.3))
+    for (base, part), shift, marker in zip(known.groupby("base", sort=False), (-0.2, 0, 0.2), "os^"):
+        left.plot(np.arange(len(part)) + shift, part["score"], marker, label=base)
+    left.axhline(goal, color=GRAY, linestyle="--", label="goal")
+    left.set_xticks(range(known["source"].nunique()), [NAMES[name] for name in known["source"].unique()], fontsize=8)
+    left.set(ylabel="zero-shot score, points", ylim=(min(goal, known["score"].min()) - 5, 101))
+    left.legend(fontsize=8, loc="lower left")
+    table = change.pivot_table(index="source", columns="target", values="score", sort=False)
+    table.loc["S"] = table.mean()
+    limit = table.abs().max().max() or 1.0
+    drawn = right.imshow(table, cmap="PuOr", vmin=-limit, vmax=limit, aspect="auto")
+    for (i, j), value in np.ndenumerate(table.to_numpy()):
+        right.text(j, i, f"{value:+.0f}", ha="center", va="center", fontsize=9,
+                   color="white" if abs(value) > 0.6 * limit else "black")
+    right.axhline(len(table) - 1.5, color="white", linewidth=3)
+    right.set_xticks(range(table.shape[1]), [f"tuned on\n{NAMES[name]}" for name in table], fontsize=8)
+    right.set_yticks(range(len(table)), [NAMES.get(name, name) for name in table.index], fontsize=8)
+    right.set_title(f"full tuning: change of each source; goal: S falls by {fall:g} or more", fontsize=9)
+    right.grid(False)
+    figure.colorbar(drawn, ax=right, label="points")
+    return figure
+
+
+def trade_off(data: pd.DataFrame) -> Figure:
+    """S against T, a panel a target: seeds as clouds, means as large marks, the front as a gray line.
+
+    data: of `plane`. To the upper right is better. Along a dotted line O = (S + T) / 2 is the same.
+    """
+    targets = list(data["target"].unique())
+    columns = min(2, len(targets))
+    figure, axes = plt.subplots(ceil(len(targets) / columns), columns, squeeze=False,
+                                figsize=(4.6 * columns, 3.5 * ceil(len(targets) / columns) + 1.1))
+    for axis in axes.flat[len(targets):]:
+        axis.set_axis_off()
+    for axis, target in zip(axes.flat, targets):
+        part = data[data["target"] == target]
+        _equal_o(axis, part)
+        for row, style in STYLE.items():
+            points = part[part["row"] == row]
+            seeds, mean = points[points["seed"] != MEAN], points[points["seed"] == MEAN]
+            axis.plot(seeds["T"], seeds["S"], **style | {"markersize": 3}, linestyle="", alpha=0.35)
+            axis.plot(mean["T"], mean["S"], **{"markersize": 8} | style, linestyle="", markeredgecolor="white",
+                      markeredgewidth=0.6)
+        front = part[part["front"].fillna(False)].sort_values("T")
+        axis.plot(front["T"], front["S"], color=GRAY, linewidth=1, zorder=1)
+        axis.set(title=NAMES[target], xlabel="T: target, points", ylabel="S: sources, points")
+    _legend(figure, [row for row in STYLE if row in set(data["row"])])
+    return figure
+
+
+def _equal_o(axis: Axes, part: pd.DataFrame) -> None:
+    (left, right), (low, high) = ((part[name].min(), part[name].max()) for name in ("T", "S"))
+    pad_t, pad_s = 0.06 * (right - left) + 0.5, 0.08 * (high - low) + 0.5
+    axis.set(xlim=(left - pad_t, right + pad_t), ylim=(low - pad_s, high + pad_s))
+    for level in np.linspace(left + low, right + high, 9)[1:-1]:
+        axis.axline((left, level - left), slope=-1, color=GRAY, linestyle=":", linewidth=0.6, alpha=0.6, zorder=0)
+
+
+def _legend(figure: Figure, rows: Sequence[str], more: Sequence[Line2D] = (), columns: int = 6) -> None:
+    handles = [Line2D([], [], **STYLE[row] | {"markersize": 7}, linestyle="", label=row) for row in rows]
+    figure.legend(handles=[*handles, *more], loc="outside lower center", ncols=columns, fontsize=8)
+
+
+def trajectories(data: pd.DataFrame) -> Figure:
+    """The four values of `masks.look` over steps, a line a part of the model. data: step, part, and VALUES."""
+    figure, axes = plt.subplots(1, len(VALUES), figsize=(11, 3))
+    parts = sorted(data["part"].unique())
+    for axis, value in zip(axes, VALUES):
+        for part, color in zip(parts, plt.get_cmap("cividis")(np.linspace(0, 0.95, len(parts)))):
+            line = data[data["part"] == part]
+            axis.plot(line["step"], line[value], color=PINK if part == "projector" else color, label=part,
+                      linestyle="-" if "attention" in part else "--" if "MLP" in part else ":" if "norm" in part else "-.")
+        axis.set(title=value, xlabel="step")
+        axis.title.set_fontsize(9)
+    axes[0].axhspan(40, 60, color=GREEN, alpha=0.12, linewidth=0)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(parts), fontsize=8)
+    return figure
+
+
+def histogram(data: pd.DataFrame) -> Figure:
+    """Share of selected entries by rank of |W0| and of |A|. data: of `masks.by_rank`."""
+    figure, axes = plt.subplots(1, 2, figsize=(7.5, 2.8), sharey=True)
+    for axis, (name, part) in zip(axes, data.groupby("by", sort=False)):
+        axis.bar(part["bin"], part["selected"], color=GREEN, width=0.9)
+        axis.axhline(50, color=GRAY, linestyle="--", linewidth=1)
+        axis.set(xlabel=f"tenth of entries by {name}, smallest first", xticks=part["bin"])
+    axes[0].set_ylabel("selected, %")
+    return figure
+
+
+def forest(data: pd.DataFrame, *, xlabel: str = "difference, points", goal: float | None = None) -> Figure:
+    """Paired differences: a column of panels a value, a row of panels a pair, a line a place.
+
+    data: of `differences`. Small dots: seeds; bars: 95 % t intervals; the upright line is zero. goal: a dashed line.
+    """
+    pairs, values, places = (list(dict.fromkeys(data[name])) for name in ("pair", "value", "place"))
+    figure, axes = plt.subplots(len(pairs), len(values), squeeze=False, sharey=True, sharex="col",
+                                figsize=(3.1 * len(values) + 1.4, len(pairs) * (0.28 * len(places) + 0.55) + 0.5))
+    for line, pair in zip(axes, pairs):
+        for axis, value in zip(line, values):
+            axis.axvline(0, color=GRAY, linewidth=1)
+            if goal is not None:
+                axis.axvline(goal, color=GRAY, linewidth=1, linestyle="--")
+            for y, place in enumerate(reversed(places)):
+                _one(axis, y, data[(data["pair"] == pair) & (data["value"] == value) & (data["place"] == place)])
+            axis.set_title(f"{IN_WORDS.get(value, value)}: {pair}", fontsize=9)
+            axis.set_ylim(-0.6, len(places) - 0.4)
+        line[0].set_yticks(range(len(places)), [NAMES.get(place, place) for place in reversed(places)], fontsize=8)
+    for axis in axes[-1]:
+        axis.set_xlabel(xlabel)
+    return figure
+
+
+def _one(axis: Axes, y: float, part: pd.DataFrame) -> None:
+    seeds = part[part["row"] != MEAN]
+    axis.plot(seeds["score"], [y] * len(seeds), ".", color=SKY, markersize=5)
+    for mean in part[part["row"] == MEAN].itertuples():
+        error = None if pd.isna(mean.low) else [[mean.score - mean.low], [mean.high - mean.score]]
+        axis.errorbar(mean.score, y, xerr=error, color="black", marker="o", markersize=5, capsize=2, linestyle="")
+
+
+def path_lines(data: pd.DataFrame, levels: Mapping[str, float]) -> Figure:
+    """S against T after every epoch, a line a path from the untouched base on; the thin line is the smaller rate.
+
+    data: of `paths`; levels: target -> T at which rows are compared, an upright dashed line.
+    """
+    targets = list(data["target"].unique())
+    figure, axes = plt.subplots(1, len(targets), figsize=(4.9 * len(targets), 4.2), squeeze=False)
+    for axis, target in zip(axes.flat, targets):
+        part = data[data["target"] == target]
+        for (row, rate), path in part.groupby(["row", "learning_rate"], sort=False):
+            slow = rate < part.loc[part["row"] == row, "learning_rate"].max()
+            path = path.sort_values("epoch")
+            axis.plot(path["T"], path["S"], **STYLE[row] | {"markersize": 4 if slow else 7}, alpha=0.6 if slow else 1,
+                      linewidth=0.8 if slow else 1.6, linestyle="--" if slow else "-")
+        axis.plot(*part.loc[part["epoch"] == 0, ["T", "S"]].iloc[0], **STYLE["zero-shot"], markersize=9)
+        if target in levels:
+            axis.axvline(levels[target], color=GRAY, linestyle="--", linewidth=1)
+        axis.set(title=NAMES[target], xlabel="T: target, points", ylabel="S: sources, points")
+    lines = [Line2D([], [], color=GRAY, linestyle="-", linewidth=1.6, label="larger rate"),
+             Line2D([], [], color=GRAY, linestyle="--", linewidth=0.8, label="smaller rate")]
+    _legend(figure, ["zero-shot", *dict.fromkeys(data["row"])], lines, columns=4)
+    return figure
+
+
+def by_depth(data: pd.DataFrame) -> Figure:
+    """T (left) and S (right) by the number of tuned blocks; a row of panels a target. data: of `depths`."""
+    targets = list(data["target"].unique())
+    figure, axes = plt.subplots(len(targets), 2, figsize=(7.5, 2.6 * len(targets) + 0.5), squeeze=False, sharex=True)
+    for line, target in zip(axes, targets):
+        for axis, value in zip(line, ("T", "S")):
+            part = data[(data["target"] == target) & (data["value"] == value)]
+            for (row, group), shift in zip(part.groupby("method", sort=False), (-0.05, 0.05)):
+                means, seeds = (group[(group["row"] == MEAN) == want].sort_values("layers") for want in (True, False))
+                axis.plot(seeds["layers"] + shift, seeds["score"], ".", color=STYLE[row]["color"], alpha=0.4)
+                axis.errorbar(means["layers"] + shift, means["score"], capsize=2, **{"markersize": 6} | STYLE[row],
+                              yerr=[means["score"] - means["low"], means["high"] - means["score"]])
+            axis.set(title=f"{NAMES[target]}: {IN_WORDS[value]}", xticks=sorted(part["layers"].unique()))
+        line[0].set_ylabel("points")
+    for axis in axes[-1]:
+        axis.set_xlabel("blocks tuned, from the last")
+    _legend(figure, list(dict.fromkeys(data["method"])))
+    return figure
