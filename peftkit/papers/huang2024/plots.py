@@ -160,8 +160,8 @@ def base_quality(known: pd.DataFrame, change: pd.DataFrame, goal: float, fall: f
         left.plot(np.arange(len(part)) + shift, part["score"], marker, label=base)
     left.axhline(goal, color=GRAY, linestyle="--", label="goal")
     left.set_xticks(range(known["source"].nunique()), [NAMES[name] for name in known["source"].unique()], fontsize=8)
-    left.set(ylabel="zero-shot score, points", ylim=(min(goal, known["score"].min()) - 5, 101))
-    left.legend(fontsize=8, loc="lower left")
+    left.set(ylabel="zero-shot score, points", ylim=(min(goal, known["score"].min()) - 8, 101))
+    left.legend(fontsize=8, loc="lower left", ncols=2)
     table = change.pivot_table(index="source", columns="target", values="score", sort=False)
     table.loc["S"] = table.mean()
     limit = table.abs().max().max() or 1.0
@@ -181,7 +181,8 @@ def base_quality(known: pd.DataFrame, change: pd.DataFrame, goal: float, fall: f
 def trade_off(data: pd.DataFrame) -> Figure:
     """S against T, a panel a target: seeds as clouds, means as large marks, the front as a gray line.
 
-    data: of `plane`. To the upper right is better. Along a dotted line O = (S + T) / 2 is the same.
+    data: of `plane`. To the upper right is better. Along a dotted line O = (S + T) / 2 is the same. The untouched base,
+    whose T is far to the left, is a dashed line at its S; its T stands in the title.
     """
     targets = list(data["target"].unique())
     columns = min(2, len(targets))
@@ -190,23 +191,27 @@ def trade_off(data: pd.DataFrame) -> Figure:
     for axis in axes.flat[len(targets):]:
         axis.set_axis_off()
     for axis, target in zip(axes.flat, targets):
-        part = data[data["target"] == target]
-        _equal_o(axis, part)
+        part = data[data["target"] == target].set_index("row")
+        untouched, part = part.loc["zero-shot"], part.drop("zero-shot").reset_index()
+        axis.axhline(untouched["S"], color="black", linestyle="--", linewidth=1, zorder=1)
+        _equal_o(axis, part["T"], pd.concat([part["S"], pd.Series([untouched["S"]])]))
         for row, style in STYLE.items():
             points = part[part["row"] == row]
             seeds, mean = points[points["seed"] != MEAN], points[points["seed"] == MEAN]
-            axis.plot(seeds["T"], seeds["S"], **style | {"markersize": 3}, linestyle="", alpha=0.35)
+            axis.plot(seeds["T"], seeds["S"], color=style["color"], marker=".", markersize=3, linestyle="")
             axis.plot(mean["T"], mean["S"], **{"markersize": 8} | style, linestyle="", markeredgecolor="white",
                       markeredgewidth=0.6)
         front = part[part["front"].fillna(False)].sort_values("T")
         axis.plot(front["T"], front["S"], color=GRAY, linewidth=1, zorder=1)
-        axis.set(title=NAMES[target], xlabel="T: target, points", ylabel="S: sources, points")
-    _legend(figure, [row for row in STYLE if row in set(data["row"])])
+        axis.set(title=f"{NAMES[target]} (zero-shot: T = {untouched['T']:.0f})", xlabel="T: target, points",
+                 ylabel="S: sources, points")
+    line = Line2D([], [], color="black", linestyle="--", linewidth=1, label="S of zero-shot")
+    _legend(figure, [row for row in STYLE if row in set(data["row"]) and row != "zero-shot"], [line])
     return figure
 
 
-def _equal_o(axis: Axes, part: pd.DataFrame) -> None:
-    (left, right), (low, high) = ((part[name].min(), part[name].max()) for name in ("T", "S"))
+def _equal_o(axis: Axes, t: pd.Series, s: pd.Series) -> None:
+    (left, right), (low, high) = (t.min(), t.max()), (s.min(), s.max())
     pad_t, pad_s = 0.06 * (right - left) + 0.5, 0.08 * (high - low) + 0.5
     axis.set(xlim=(left - pad_t, right + pad_t), ylim=(low - pad_s, high + pad_s))
     for level in np.linspace(left + low, right + high, 9)[1:-1]:
@@ -245,22 +250,24 @@ def histogram(data: pd.DataFrame) -> Figure:
     return figure
 
 
-def forest(data: pd.DataFrame, *, xlabel: str = "difference, points", goal: float | None = None) -> Figure:
-    """Paired differences: a column of panels a value, a row of panels a pair, a line a place.
+def forest(data: pd.DataFrame, xlabel: str = "difference, points") -> Figure:
+    """Paired differences: a column of panels a value, a row of panels a pair (in a row where there is one value), a line
+    a place.
 
-    data: of `differences`. Small dots: seeds; bars: 95 % t intervals; the upright line is zero. goal: a dashed line.
+    data: of `differences`. Small dots: seeds; bars: 95 % t intervals; the upright line is zero.
     """
     pairs, values, places = (list(dict.fromkeys(data[name])) for name in ("pair", "value", "place"))
-    figure, axes = plt.subplots(len(pairs), len(values), squeeze=False, sharey=True, sharex="col",
-                                figsize=(3.1 * len(values) + 1.4, len(pairs) * (0.28 * len(places) + 0.55) + 0.5))
-    for line, pair in zip(axes, pairs):
-        for axis, value in zip(line, values):
+    lines = [list(product(pairs, values))] if len(values) == 1 else [[(pair, value) for value in values] for pair in pairs]
+    width = 2.3 if len(lines[0]) > 3 else 3.1
+    figure, axes = plt.subplots(len(lines), len(lines[0]), squeeze=False, sharey=True,
+                                sharex="all" if len(values) == 1 else "col",
+                                figsize=(width * len(lines[0]) + 1.4, len(lines) * (0.28 * len(places) + 0.55) + 0.5))
+    for line, panels in zip(axes, lines):
+        for axis, (pair, value) in zip(line, panels):
             axis.axvline(0, color=GRAY, linewidth=1)
-            if goal is not None:
-                axis.axvline(goal, color=GRAY, linewidth=1, linestyle="--")
             for y, place in enumerate(reversed(places)):
                 _one(axis, y, data[(data["pair"] == pair) & (data["value"] == value) & (data["place"] == place)])
-            axis.set_title(f"{IN_WORDS.get(value, value)}: {pair}", fontsize=9)
+            axis.set_title(pair if len(values) == 1 else f"{IN_WORDS[value]}: {pair}", fontsize=9)
             axis.set_ylim(-0.6, len(places) - 0.4)
         line[0].set_yticks(range(len(places)), [NAMES.get(place, place) for place in reversed(places)], fontsize=8)
     for axis in axes[-1]:
@@ -270,7 +277,7 @@ def forest(data: pd.DataFrame, *, xlabel: str = "difference, points", goal: floa
 
 def _one(axis: Axes, y: float, part: pd.DataFrame) -> None:
     seeds = part[part["row"] != MEAN]
-    axis.plot(seeds["score"], [y] * len(seeds), ".", color=SKY, markersize=5)
+    axis.plot(seeds["score"], [y - 0.25] * len(seeds), ".", color=SKY, markersize=5)
     for mean in part[part["row"] == MEAN].itertuples():
         error = None if pd.isna(mean.low) else [[mean.score - mean.low], [mean.high - mean.score]]
         axis.errorbar(mean.score, y, xerr=error, color="black", marker="o", markersize=5, capsize=2, linestyle="")

@@ -150,7 +150,7 @@ def _sentences(axis: Axes, rows: pd.DataFrame) -> None:
     axis.axis("off")
     for y, row in enumerate(rows.itertuples()):
         axis.text(0, y, row.id, va="center", fontsize=8, fontweight="bold")
-        axis.text(0.18, y, fill(row.claim, 56), va="center", fontsize=7)
+        axis.text(0.22, y, fill(row.claim, 54), va="center", fontsize=7)
 
 
 def _effects(axis: Axes, rows: pd.DataFrame) -> None:
