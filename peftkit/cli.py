@@ -19,6 +19,7 @@ BENCHES = {
     "compile": "compiled steps against plain ones, and after how many steps they have paid",
     "grid": "200 runs by the workers of a study against one after the other",
     "methods": "seconds a step and memory of every method, relative to LoRA",
+    "spider": "seconds a step of SPIDER against full tuning of the same part",
     "gpu": "LLaVA-1.5-7B's shape on a GPU against transformers.Trainer with peft",
 }
 _ZHOU_VARIED = ("zhou2024", "zhou2024-location", "zhou2024-data", "zhou2024-size", "zhou2024-rates",
@@ -26,7 +27,6 @@ _ZHOU_VARIED = ("zhou2024", "zhou2024-location", "zhou2024-data", "zhou2024-size
 NOTEBOOKS = {  # notebook -> the studies whose records it reads
     "00_start_here": (), "02_methods": (), "03a_zhou2024": ("zhou2024",), "03b_zhou2024": _ZHOU_VARIED,
     "03c_zhou2024": (*_ZHOU_VARIED, "zhou2024-transfer", "zhou2024-hallucination"),
-    "04_huang2024": ("huang2024", "huang2024-released", "huang2024-paths", "huang2024-layers"),
 }
 
 

@@ -6,7 +6,8 @@ from .grid import bench_grid
 from .methods import bench_methods
 from .packing import bench_packing
 from .record import record
+from .spider import bench_spider
 from .trainer import bench_trainer
 
 __all__ = ["bench_compile", "bench_evaluation", "bench_gpu", "bench_grid", "bench_methods", "bench_packing",
-           "bench_trainer", "record"]
+           "bench_spider", "bench_trainer", "record"]

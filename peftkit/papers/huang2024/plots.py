@@ -42,7 +42,7 @@ NAMES = {"flickr30k": "Flickr30k", "coco": "COCO", "scienceqa": "ScienceQA", "ic
          "textvqa": "TextVQA", "gqa": "GQA", "ocrvqa": "OCRVQA"}
 POINTS = ("T", "S", "H", "O")
 IN_WORDS = {"T": "T, target", "S": "S, sources", "H": "H, harmonic mean", "O": "O, mean of S and T"}
-DECIMALS = {"W0": 2, "A": 1}
+DASHES = {"attention": "-", "MLP": "--", "norms": ":", "projector": "-."}
 
 
 # ---- data ------------------------------------------------------------------------------------------------------------
@@ -86,10 +86,10 @@ def averages(frame: pd.DataFrame, base: str, scale: float = 1.0) -> pd.DataFrame
 
 def differences(cells: Cells, pairs: Mapping[str, tuple[str, str]], values: Iterable[str], places: Mapping[str, tuple],
                 study: str = MAIN) -> pd.DataFrame:
-    """First minus second row, paired by seed, in points: pair, value, place, row ("mean" or the seed), score, low, high.
+    """First minus second row, paired by seed, in points: pair, value, place, row ("mean" or seed), score, low, high.
 
-    pairs: name -> (first, second); places: name -> (base, target), each a name or a tuple to be averaged. low, high: 95 %
-    Student-t interval, of means over two seeds or more. What has no runs has no row.
+    pairs: name -> (first, second); places: name -> (base, target), each a name or a tuple to be averaged. low, high:
+    95 % Student-t interval, of means over two seeds or more. What has no runs has no row.
     """
     def column(row: str, value: str, place: tuple) -> pd.Series:
         base, target = place
@@ -104,7 +104,7 @@ def differences(cells: Cells, pairs: Mapping[str, tuple[str, str]], values: Iter
 
 
 def forgotten(frame: pd.DataFrame, base: str, row: str = "full") -> pd.DataFrame:
-    """What each source loses (below zero) or wins when a target is tuned: target, source, score; points, over seeds."""
+    """What each source loses (below zero) or wins when a target is tuned: target, source, score; points, means."""
     main = frame[(frame["study"] == MAIN) & (frame["base"] == base)]
     means = main.groupby(["row", "target"], sort=False)[list(SOURCES)].mean()
     change = 100 * (means.loc[row] - means.loc["zero-shot"]).rename_axis("target")
@@ -139,10 +139,11 @@ def matrices(steps: Mapping[str, Tensor]) -> Figure:
     figure, axes = plt.subplots(1, len(steps), figsize=(1.95 * len(steps), 2.2), squeeze=False)
     for axis, (title, values) in zip(axes.flat, steps.items()):
         signed, top = bool((values < 0).any()), values.abs().max().item() or 1.0
-        axis.imshow(values, vmin=-top if signed else 0, vmax=top if signed else 1, cmap="PuOr" if signed else "cividis")
+        low, high, colors = (-top, top, "PuOr") if signed else (0, 1, "cividis")
+        axis.imshow(values.numpy(), vmin=low, vmax=high, cmap=colors)
         for (i, j), value in np.ndenumerate(values.numpy()):
             pale = abs(value) < 0.6 * top if signed else value > 0.5
-            axis.text(j, i, f"{value:.{DECIMALS.get(title, 2)}f}", ha="center", va="center", fontsize=7,
+            axis.text(j, i, f"{value:.{2 if top < 10 else 1}f}", ha="center", va="center", fontsize=7,
                       color="black" if pale else "white")
         axis.set(title=title, xticks=[], yticks=[])
         axis.grid(False)
@@ -150,8 +151,8 @@ def matrices(steps: Mapping[str, Tensor]) -> Figure:
 
 
 def base_quality(known: pd.DataFrame, change: pd.DataFrame, goal: float, fall: float) -> Figure:
-    """Left: zero-shot scores of the sources by base, with the goal as a line. Right: the change of each source by target
-    under full tuning, and in the last row of S, their mean; `fall` is stated in the title.
+    """Left: zero-shot scores of the sources by base, with the goal as a line. Right: the change of each source by
+    target under full tuning, and in the last row that of S, their mean; `fall` is stated in the title.
 
     known: base, source, score; change: of `forgotten`.
     """
@@ -202,7 +203,7 @@ def trade_off(data: pd.DataFrame) -> Figure:
             axis.plot(mean["T"], mean["S"], **{"markersize": 8} | style, linestyle="", markeredgecolor="white",
                       markeredgewidth=0.6)
         front = part[part["front"].fillna(False)].sort_values("T")
-        axis.plot(front["T"], front["S"], color=GRAY, linewidth=1, zorder=1)
+        axis.plot(front["T"], front["S"], color=GRAY, linewidth=1, drawstyle="steps-pre", zorder=1)
         axis.set(title=f"{NAMES[target]} (zero-shot: T = {untouched['T']:.0f})", xlabel="T: target, points",
                  ylabel="S: sources, points")
     line = Line2D([], [], color="black", linestyle="--", linewidth=1, label="S of zero-shot")
@@ -231,7 +232,7 @@ def trajectories(data: pd.DataFrame) -> Figure:
         for part, color in zip(parts, plt.get_cmap("cividis")(np.linspace(0, 0.95, len(parts)))):
             line = data[data["part"] == part]
             axis.plot(line["step"], line[value], color=PINK if part == "projector" else color, label=part,
-                      linestyle="-" if "attention" in part else "--" if "MLP" in part else ":" if "norm" in part else "-.")
+                      linestyle=DASHES[part.split(", ")[-1]])
         axis.set(title=value, xlabel="step")
         axis.title.set_fontsize(9)
     axes[0].axhspan(40, 60, color=GREEN, alpha=0.12, linewidth=0)
@@ -251,13 +252,15 @@ def histogram(data: pd.DataFrame) -> Figure:
 
 
 def forest(data: pd.DataFrame, xlabel: str = "difference, points") -> Figure:
-    """Paired differences: a column of panels a value, a row of panels a pair (in a row where there is one value), a line
-    a place.
+    """Paired differences: a column of panels a value, a row of panels a pair (side by side where there is one value), a
+    line a place.
 
     data: of `differences`. Small dots: seeds; bars: 95 % t intervals; the upright line is zero.
     """
     pairs, values, places = (list(dict.fromkeys(data[name])) for name in ("pair", "value", "place"))
-    lines = [list(product(pairs, values))] if len(values) == 1 else [[(pair, value) for value in values] for pair in pairs]
+    lines = [[(pair, value) for value in values] for pair in pairs]
+    if len(values) == 1:
+        lines = [sum(lines, [])]
     width = 2.3 if len(lines[0]) > 3 else 3.1
     figure, axes = plt.subplots(len(lines), len(lines[0]), squeeze=False, sharey=True,
                                 sharex="all" if len(values) == 1 else "col",

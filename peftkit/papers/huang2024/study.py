@@ -63,7 +63,7 @@ class Tier:
 
 
 TIERS = {
-    "smoke": Tier((BASE,), TARGETS[:1], (42,), 16, 16, 1),
+    "smoke": Tier((BASE,), TARGETS[:1], (42,), 32, 16, 1),
     "laptop": Tier((BASE, LARGER, RESAMPLER), TARGETS, (42, 43, 44, 45, 46), 256, 120, 3),
 }
 

@@ -13,7 +13,7 @@ from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
 
 from ...figures import METHOD_STYLE
-from ..claims import CONTRADICTED, NOT_TESTABLE, RUNS_MISSING, SUPPORTED, UNRESOLVED
+from ..claims import CONTRADICTED, NOT_PRINTED, NOT_TESTABLE, RUNS_MISSING, SUPPORTED, UNRESOLVED
 from .study import FULL, SEEN, SIZES, UNSEEN
 from .tables import COUNTERPARTS, MODELS, UNTRAINED
 
@@ -28,8 +28,8 @@ ARMS = [(UNTRAINED, UNTRAINED), *((method, "tuned") for method in FULL),
 GRAY = "#555555"
 VERDICT_STYLE = {SUPPORTED: {"color": "#007A5A", "marker": "o"}, CONTRADICTED: {"color": "#C04A00", "marker": "X"},
                  UNRESOLVED: {"color": GRAY, "marker": "s"}, NOT_TESTABLE: {"color": GRAY},
-                 RUNS_MISSING: {"color": GRAY}}
-GLYPHS = {SUPPORTED: "●", CONTRADICTED: "✖", UNRESOLVED: "■", NOT_TESTABLE: "–", RUNS_MISSING: "?"}
+                 RUNS_MISSING: {"color": GRAY}, NOT_PRINTED: {"color": GRAY}}
+GLYPHS = {SUPPORTED: "●", CONTRADICTED: "✖", UNRESOLVED: "■", NOT_TESTABLE: "–", RUNS_MISSING: "?", NOT_PRINTED: "–"}
 LINES = {UNTRAINED: {"color": GRAY, "linestyle": "--", "linewidth": 1},
          "language": {"color": "#000000", "linestyle": ":", "linewidth": 1.8}}
 SIDES = {"paper": 0.02, "ours": 0.48}  # where their words stand
@@ -126,8 +126,10 @@ def verdicts(ledger: pd.DataFrame) -> Figure:
     """One line a claim: its sentence, our effect with its 95 % interval, and two verdicts, on the paper and on us.
 
     ledger: of `peftkit.claims`, or some of its rows; one panel a unit, since points and percent do not mix. The green
-    field is the range that the sentence claims, ending at its bound. A claim without an effect has words only.
+    field is the range that the sentence claims, ending at its bound. A claim without an effect has words only. Where
+    no number of the paper is known, there is only our side.
     """
+    sides = {"ours": 0.02} if (ledger["verdict_paper"] == NOT_PRINTED).all() else SIDES
     units = list(ledger["unit"].unique())
     counts = [(ledger["unit"] == unit).sum() for unit in units]
     figure, axes = plt.subplots(
@@ -137,11 +139,11 @@ def verdicts(ledger: pd.DataFrame) -> Figure:
         rows = ledger[ledger["unit"] == unit].iloc[::-1]
         _sentences(left, rows)
         _effects(middle, rows)
-        _words(right, rows)
+        _words(right, rows, sides)
         middle.set_xlabel(f"effect, {unit}", fontsize=8)
         for axis in (left, middle, right):
             axis.set_ylim(-0.6, len(rows) - 0.4)
-    for side, x in SIDES.items():
+    for side, x in sides.items():
         axes[0, 2].text(x, 1.0, side, transform=axes[0, 2].transAxes, va="bottom", fontsize=9, fontweight="bold")
     return figure
 
@@ -174,10 +176,11 @@ def _effects(axis: Axes, rows: pd.DataFrame) -> None:
     axis.tick_params(labelsize=8)
 
 
-def _words(axis: Axes, rows: pd.DataFrame) -> None:
+def _words(axis: Axes, rows: pd.DataFrame, sides: dict[str, float]) -> None:
     axis.axis("off")
     for y, row in enumerate(rows.itertuples()):
-        for x, word in zip(SIDES.values(), (row.verdict_paper, row.verdict_ours)):
+        for side, x in sides.items():
+            word = getattr(row, f"verdict_{side}")
             axis.text(x, y, f"{GLYPHS[word]} {word}", va="center", fontsize=8, color=VERDICT_STYLE[word]["color"])
 
 
