@@ -10,7 +10,7 @@ from peftkit import cli
 
 @pytest.mark.parametrize("arguments, named", [
     (["figures", "--tier", "laptob"], "unknown tier 'laptob'; did you mean 'laptop'?"),
-    (["figures", "--only", "03_zhou"], "unknown notebook '03_zhou'; did you mean '03a_zhou2024'?"),
+    (["figures", "--only", "03a_zhou"], "unknown notebook '03a_zhou'; did you mean '03a_zhou2024'"),
     (["zoo", "build", "tiny-lava-s"], "unknown bundled base 'tiny-lava-s'; did you mean 'tiny-llava-s'"),
     (["claims", "zhou2023"], "unknown paper 'zhou2023'; did you mean 'zhou2024'"),
     (["bench", "methods", "--base", "tiny-llava-x"], "unknown model 'tiny-llava-x'; did you mean"),

@@ -88,9 +88,11 @@ def test_wrong_input_is_refused_before_anything_runs(tmp_path, wrong, message):
 
 
 RACE = """
+import signal
 from {runs} import config, run
 from pathlib import Path
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a shell started in the background
     folder = Path({folder!r})
     print(*sorted(outcome.status for outcome in run([config(folder, seed=n, sleep={sleep}) for n in range(6)], folder,
                                                     workers={workers})))

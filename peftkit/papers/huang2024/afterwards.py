@@ -17,6 +17,7 @@ from ...training.forward import answer_loss
 from .study import AFTERWARDS, BATCH
 
 CALIBRATION = 128  # examples, as Model Tailor's authors take
+KEPT = 0.1  # of entries, by DARE, grafting and Model Tailor alike; 1 % as grafting's authors take changes nothing here
 
 
 def summed_gradients(model: nn.Module) -> dict[str, Tensor]:
@@ -45,9 +46,9 @@ def each_afterwards(model: nn.Module, sums: dict[str, Tensor], rows: Encoded, se
     trained = {tensor.name: tensor.weight.detach().clone() for tensor in tuned(model)}
     batches = [rows.training_batch(list(range(start, min(start + BATCH, len(rows)))))
                for start in range(0, len(rows), BATCH)]
-    changes = (lambda: merge_at_the_end(model, sums), lambda: dare(model, seed=seed),
-               lambda: graft(model, batches, answer_loss),
-               lambda: tailor(model, batches[:CALIBRATION // BATCH], answer_loss))
+    changes = (lambda: merge_at_the_end(model, sums), lambda: dare(model, drop=1 - KEPT, seed=seed),
+               lambda: graft(model, batches, answer_loss, share=KEPT),
+               lambda: tailor(model, batches[:CALIBRATION // BATCH], answer_loss, share=KEPT))
     for name, change in zip(AFTERWARDS, changes):
         change()
         yield name

@@ -29,7 +29,7 @@ GRAY = "#555555"
 VERDICT_STYLE = {SUPPORTED: {"color": "#007A5A", "marker": "o"}, CONTRADICTED: {"color": "#C04A00", "marker": "X"},
                  UNRESOLVED: {"color": GRAY, "marker": "s"}, NOT_TESTABLE: {"color": GRAY},
                  RUNS_MISSING: {"color": GRAY}, NOT_PRINTED: {"color": GRAY}}
-GLYPHS = {SUPPORTED: "●", CONTRADICTED: "✖", UNRESOLVED: "■", NOT_TESTABLE: "–", RUNS_MISSING: "?", NOT_PRINTED: "–"}
+GLYPHS = {SUPPORTED: "●", CONTRADICTED: "✖", UNRESOLVED: "■", NOT_TESTABLE: "–", RUNS_MISSING: "?", NOT_PRINTED: "○"}
 LINES = {UNTRAINED: {"color": GRAY, "linestyle": "--", "linewidth": 1},
          "language": {"color": "#000000", "linestyle": ":", "linewidth": 1.8}}
 SIDES = {"paper": 0.02, "ours": 0.48}  # where their words stand
