@@ -1,4 +1,4 @@
-"""SPIDER against full tuning of the same part: seconds a step. (Its memory is counted in notebook 04.)"""
+"""SPIDER against full tuning of the same part: seconds a step."""
 import copy
 
 import pandas as pd

@@ -20,7 +20,7 @@ from ..cells import Cells
 from ..zhou2024.watched_plots import MEAN, over_seeds
 from .masks import VALUES
 from .records import PATHS_STUDY
-from .study import AFTERWARDS, LAYERS, MAIN, RELEASED, ROWS, SOURCES, TARGETS
+from .study import AFTERWARDS, LAYERS, MAIN, RELEASED, SOURCES, TARGETS
 
 GRAY, GREEN, SKY, ORANGE, PINK = "#555555", "#009E73", "#56B4E9", "#E69F00", "#CC79A7"
 STYLE = {  # row -> color and marker: rows of one idea share a color
