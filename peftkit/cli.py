@@ -45,7 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     figures = commands.add_parser("figures", help="train the studies, execute the notebooks, compare every figure")
-    figures.add_argument("--tier", default="laptop", help="smoke (seconds) or laptop (the default, under an hour)")
+    figures.add_argument("--tier", default="laptop", help="smoke (seconds) or laptop (default, two hours from nothing)")
     figures.add_argument("--only", nargs="+", default=list(NOTEBOOKS), metavar="NOTEBOOK", help="default: all of them")
     figures.add_argument("--out", type=Path, default=Path("out"), help="folder for figures and executed notebooks")
     figures.add_argument("--store", type=Path, default=Path("runs"), help="folder of records; finished runs are kept")

@@ -83,6 +83,12 @@ class Cells:
         return pd.Series(found, dtype=float)
 
 
+def require_columns(runs: pd.DataFrame, needed: Sequence[str]) -> None:
+    """Raise PeftkitError for runs that lack a column, with all that are needed."""
+    if lacking := [column for column in needed if column not in runs]:
+        raise PeftkitError(f"runs lack the columns {', '.join(lacking)}; needed: {', '.join(needed)}")
+
+
 def listed(part) -> tuple:
     """A name alone, or a tuple of names, as a tuple."""
     return part if isinstance(part, tuple) else (part,)

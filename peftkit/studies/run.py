@@ -10,13 +10,14 @@ from pathlib import Path
 import pandas as pd
 import torch
 from peft import PeftModel
+from torch import nn
 
 from ..data import Encoded, Task, encode, task
 from ..errors import PeftkitError
 from ..evaluation import evaluate
 from ..methods import inject, trainable_map
 from ..models import Base, load
-from ..training import Checkpoints, TrainConfig, train
+from ..training import Checkpoints, TrainConfig, TrainResult, train
 from ..training.features import cache_features, can_cache
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "numpy")
@@ -37,14 +38,14 @@ def run_one(config: dict, checkpoints: Path | None = None,
         raise PeftkitError(f"{config['base']} has weights {base.hash}, the run asks for {config['base_hash']}")
     drawn, train_rows, test_rows = _data(config["base"], config["task"], config["train_size"], config["test_size"])
     if config["method"] == "none":
-        model, train_info = base.model, _untrained(base.model)
+        model, train_info = base.model, of_untrained(base.model)
     else:
         model = inject(copy.deepcopy(base.model), config["method"], seed=config["seed"], **config["options"])
         points = checkpoints and Checkpoints(checkpoints, keep=True)
         settings = TrainConfig(**config["train"], seed=config["seed"], progress=False)
         trained = train(model, base.processor, train_rows, settings, checkpoints=points,
                         after_epoch=watch and partial(watch, model, base))
-        train_info = _untrained(model) | _trained(trained)
+        train_info = of_untrained(model) | of_training(trained)
     result = evaluate(model, base.processor, test_rows, metric=drawn.metric, max_new_tokens=drawn.max_new_tokens,
                       progress=False)
     predictions = pd.DataFrame({"question_id": result.question_ids, "prediction": result.predictions,
@@ -71,14 +72,16 @@ def _data(base_name: str, task_name: str, train_size: int, test_size: int) -> tu
     return drawn, train_rows, test_rows
 
 
-def _untrained(model) -> dict:
+def of_untrained(model: nn.Module) -> dict:
+    """The train_info of a record whose model has not been trained: its sizes."""
     regions = trainable_map(model)
     return {"status": "success", "train_time": 0.0, "num_trainable_params": int(regions["trainable"].sum()),
             "num_total_params": int(regions["total"].sum()), "parameters": regions.to_dict("index"),
             "peak_memory_mb": None, "losses": [], "samples_per_second": None, "steps": 0}
 
 
-def _trained(result) -> dict:
+def of_training(result: TrainResult) -> dict:
+    """What a training adds to the train_info of a record."""
     return {"train_time": result.seconds, "peak_memory_mb": result.peak_memory_mb, "losses": result.losses,
             "samples_per_second": result.samples_per_second, "steps": result.steps}
 

@@ -11,6 +11,8 @@ from peftkit.data.collate import encode
 from peftkit.errors import PeftkitError
 from peftkit.evaluation import evaluate, generate_answers
 
+from ..methods.weights import perturb
+
 BASES = ("tiny_llava", "tiny_idefics2")
 NEW_TOKENS = 5
 
@@ -39,13 +41,7 @@ def model(request, base):
         model.get_output_embeddings().weight[model.config.image_token_id] = 0
     if request.param == "base":
         return model
-    model = peftkit.inject(model, request.param, connector="tuned").eval()
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for p in model.parameters():
-            if p.requires_grad:
-                p.add_(0.1 * torch.randn(p.shape, generator=generator))
-    return model
+    return perturb(peftkit.inject(model, request.param, connector="tuned").eval(), 0.1, seed=3)
 
 
 @torch.no_grad()

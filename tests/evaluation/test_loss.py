@@ -14,6 +14,8 @@ from peftkit.evaluation import answer_losses
 from peftkit.training.features import cache_features
 from peftkit.training.forward import answer_loss
 
+from ..methods.weights import perturb
+
 BASES = ("tiny_llava", "tiny_idefics2", "tiny_qwen2_vl", "tiny_paligemma")
 ROWS = 7
 
@@ -36,13 +38,7 @@ def encoded(base, task):
 
 def moved(base, method, **options):
     """The method on the base, away from its start, in train mode."""
-    model = peftkit.inject(copy.deepcopy(base.model), method, **options).train()
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for p in model.parameters():
-            if p.requires_grad:
-                p.add_(0.1 * torch.randn(p.shape, generator=generator))
-    return model
+    return perturb(peftkit.inject(copy.deepcopy(base.model), method, **options).train(), 0.1, seed=3)
 
 
 @torch.no_grad()

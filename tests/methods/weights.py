@@ -17,9 +17,9 @@ def stir(model, seed=1, *, scale=1.0):
 
 
 @torch.no_grad()
-def perturb(model, scale=0.05):
+def perturb(model, scale=0.05, seed=1):
     """Move what is trainable away from its start, as training would."""
-    generator = torch.Generator().manual_seed(1)
+    generator = torch.Generator().manual_seed(seed)
     for parameter in trained(model).values():
         parameter.add_(scale * torch.randn(parameter.shape, generator=generator))
     return model

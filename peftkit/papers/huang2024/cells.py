@@ -5,8 +5,8 @@ largest_share as shares. Study huang2024-paths holds T and S where all rows have
 """
 import pandas as pd
 
-from ...errors import PeftkitError, choose
-from ..cells import Cell, Cells
+from ...errors import choose
+from ..cells import Cell, Cells, require_columns
 from ..zhou2024.printed import read_names
 from .records import PATHS_STUDY, equal_t
 from .study import AFTERWARDS, BASE, LARGER, MAIN, RELEASED, RESAMPLER, ROWS, STUDIES, TARGETS
@@ -24,8 +24,7 @@ def our_cells(frame: pd.DataFrame) -> Cells:
 
     Raises PeftkitError for columns that are missing and for a study, base, row or target that the claims do not know.
     """
-    if lacking := [column for column in NEEDED if column not in frame]:
-        raise PeftkitError(f"runs lack the columns {', '.join(lacking)}; needed: {', '.join(NEEDED)}")
+    require_columns(frame, NEEDED)
     for column, accepted in NAMES.items():
         for name in frame[column].unique():
             choose(column, name, accepted)

@@ -5,21 +5,18 @@ each of the five tasks; of SPIDER `selected`, each tensor's share of entries tha
 the main study has `afterwards` too: a row's name -> the five scores.
 """
 import copy
-from functools import lru_cache
 from pathlib import Path
 
 import pandas as pd
 from torch import nn
 
-from ...data import Encoded, Task, encode, task
 from ...errors import PeftkitError
 from ...evaluation import Evaluation, evaluate
-from ...methods import inject, trainable_map
+from ...methods import inject
 from ...methods.selective.tuner import tuned
-from ...models import Base, load
-from ...studies.run import machine
+from ...studies.run import machine, of_training, of_untrained
 from ...training import TrainConfig, train
-from ...training.features import cache_features
+from ..splits import frozen_base, split
 from .afterwards import each_afterwards, pull_as_released, summed_gradients
 from .study import BASE, MAIN, RELEASED, SOURCES, row_of
 
@@ -29,7 +26,7 @@ def run_one(config: dict, checkpoints: Path | None = None) -> tuple[dict, pd.Dat
 
     A run takes seconds: one that was killed starts from its beginning, and `checkpoints` is not used.
     """
-    base, row, looks, afterwards = _base(config["base"]), row_of(config), [], {}
+    base, row, looks, afterwards = frozen_base(config["base"]), row_of(config), [], {}
     if config["base_hash"] != base.hash:
         raise PeftkitError(f"{config['base']} has weights {base.hash}, the run asks for {config['base_hash']}")
     if row == "zero-shot":
@@ -51,8 +48,7 @@ def run_one(config: dict, checkpoints: Path | None = None) -> tuple[dict, pd.Dat
                           **({"selected": selected(model)} if config["method"] == "spider" else {})})
 
         result = train(model, base.processor, rows, settings, after_epoch=watch)
-        trained = {"train_time": result.seconds, "peak_memory_mb": result.peak_memory_mb, "losses": result.losses,
-                   "samples_per_second": result.samples_per_second, "steps": result.steps}
+        trained = of_training(result)
         found = tested(model, config)
         looks[-1] |= _scores(found)
         if parent:
@@ -63,7 +59,7 @@ def run_one(config: dict, checkpoints: Path | None = None) -> tuple[dict, pd.Dat
                "eval_time": target.seconds, "looks": looks, "afterwards": afterwards}
     predictions = pd.DataFrame({"question_id": target.question_ids, "prediction": target.predictions,
                                 "score": target.scores})
-    return {"train_info": _sizes(model) | trained, "metrics": metrics, "meta_info": machine()}, predictions
+    return {"train_info": of_untrained(model) | trained, "metrics": metrics, "meta_info": machine()}, predictions
 
 
 def tested(model: nn.Module, config: dict) -> dict[str, Evaluation]:
@@ -71,7 +67,7 @@ def tested(model: nn.Module, config: dict) -> dict[str, Evaluation]:
     found = {}
     for name in (config["task"], *SOURCES):
         drawn, rows = split(config["base"], name, "test", config["test_size"])
-        found[name] = evaluate(model, _base(config["base"]).processor, rows, metric=drawn.metric,
+        found[name] = evaluate(model, frozen_base(config["base"]).processor, rows, metric=drawn.metric,
                                max_new_tokens=drawn.max_new_tokens, progress=False)
     return found
 
@@ -81,28 +77,5 @@ def selected(model: nn.Module) -> dict[str, float]:
     return {tensor.name: (tensor.weight != tensor.start()).float().mean().item() for tensor in tuned(model)}
 
 
-@lru_cache(maxsize=2)
-def _base(name: str) -> Base:
-    base = load(name)
-    base.model.requires_grad_(False)
-    return base
-
-
-@lru_cache(maxsize=32)
-def split(base: str, name: str, part: str, examples: int) -> tuple[Task, Encoded]:
-    """A task and one of its splits, "train" or "test", encoded for a base and with its vision features."""
-    drawn = task(name, **dict.fromkeys(("train_size", "validation_size", "test_size"), 1) | {f"{part}_size": examples})
-    rows = encode(_base(base).processor, getattr(drawn, part), drawn.prompt, split=part)
-    return drawn, cache_features(_base(base).model, rows)
-
-
 def _scores(found: dict[str, Evaluation]) -> dict[str, float]:
     return {name: evaluation.score for name, evaluation in found.items()}
-
-
-def _sizes(model: nn.Module) -> dict:
-    """The part of a record's train_info that an untrained base has too."""
-    regions = trainable_map(model)
-    return {"status": "success", "train_time": 0.0, "num_trainable_params": int(regions["trainable"].sum()),
-            "num_total_params": int(regions["total"].sum()), "parameters": regions.to_dict("index"),
-            "peak_memory_mb": None, "losses": [], "samples_per_second": None, "steps": 0}

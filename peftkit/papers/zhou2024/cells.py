@@ -14,7 +14,7 @@ from itertools import permutations
 import pandas as pd
 
 from ...errors import PeftkitError, choose
-from ..cells import Cell, Cells
+from ..cells import Cell, Cells, require_columns
 from .printed import NAMES, printed_table, read_names
 from .shares import LANGUAGE, paper_shares
 from .study import FULL, SEEN, SIZES, UNSEEN
@@ -65,8 +65,7 @@ def our_cells(frame: pd.DataFrame) -> Cells:
     frame: of `peftkit.studies.tabulate`. Shares of parameters are counted, not read. Raises PeftkitError for a base or
     study that the claims do not know.
     """
-    if lacking := [column for column in NEEDED if column not in frame]:
-        raise PeftkitError(f"runs lack the columns {', '.join(lacking)}; needed: {', '.join(NEEDED)}")
+    require_columns(frame, NEEDED)
     runs = frame[frame["method"].isin(SIZES)].reset_index(drop=True)
     models = {base: COUNTERPARTS[choose("base", base, COUNTERPARTS)] for base in runs["base"].unique()}
     runs = runs.assign(model=runs["base"].map(models), score=100 * runs["score"])

@@ -5,18 +5,15 @@ task, and at some epochs truth (accuracy on the POPE probes), answered (share of
 hallucinated (CHAIR: share of captions that name a thing that is not there), mentions (share of such names) and recall
 (share of the things that are named).
 """
-from functools import lru_cache
 from pathlib import Path
 
 import pandas as pd
-import torch
 
-from ...data import Encoded, Task, encode, task
 from ...data.vocabulary import DIGITS, SHAPES, WORDS
 from ...evaluation import Evaluation, answer_losses, chair, evaluate, generate_answers
-from ...models import Base, load
+from ...models import Base
 from ...studies.run import run_one as train_and_test
-from ...training.features import cache_features
+from ..splits import frozen_base, split
 from .varied import SOURCES
 
 PROBES = ("pope_random", "pope_popular", "pope_adversarial")
@@ -33,7 +30,7 @@ def run_one(config: dict, checkpoints: Path | None = None) -> tuple[dict, pd.Dat
     rows: list[dict] = []
     if config["method"] == "none":
         parts, predictions = train_and_test(config)
-        base = load(config["base"])
+        base = frozen_base(config["base"])
         rows.append(look(base.model, base, 0, config, probed=True))
     else:
         epochs, long = round(config["train"]["epochs"]), config["study"] == "zhou2024-transfer"
@@ -60,7 +57,7 @@ def hallucination(model, base: Base, examples: int) -> dict[str, float]:
     probes = {name: _answers(model, base, name, examples) for name in PROBES}
     truth = {name: found.score for name, found in probes.items()}
     answers = [answer for found in probes.values() for answer in found.predictions]
-    drawn, rows = _test(base.name, "caption", examples)
+    drawn, rows = split(base.name, "caption", "test", examples)
     texts = generate_answers(model, base.processor, rows, drawn.max_new_tokens, progress=False)
     named = chair(texts, rows.references, OBJECTS)
     return {"truth": sum(truth.values()) / len(truth), **truth,
@@ -69,27 +66,11 @@ def hallucination(model, base: Base, examples: int) -> dict[str, float]:
 
 
 def _loss(model, base: Base, name: str) -> float:
-    return float(answer_losses(model, base.processor, _held_out(base.name, name)).mean())
+    _, rows = split(base.name, name, "validation", HELD_OUT)
+    return float(answer_losses(model, base.processor, rows).mean())
 
 
 def _answers(model, base: Base, name: str, examples: int) -> Evaluation:
-    drawn, rows = _test(base.name, name, examples)
+    drawn, rows = split(base.name, name, "test", examples)
     return evaluate(model, base.processor, rows, metric=drawn.metric, max_new_tokens=drawn.max_new_tokens,
                     progress=False)
-
-
-@lru_cache(maxsize=16)
-def _test(base: str, name: str, examples: int) -> tuple[Task, Encoded]:
-    drawn = task(name, train_size=1, validation_size=1, test_size=examples)
-    return drawn, _with_features(base, encode(load(base).processor, drawn.test, drawn.prompt, split="test"))
-
-
-@lru_cache(maxsize=4)
-def _held_out(base: str, name: str) -> Encoded:
-    drawn = task(name, train_size=1, validation_size=HELD_OUT, test_size=1)
-    return _with_features(base, encode(load(base).processor, drawn.validation, drawn.prompt, split="validation"))
-
-
-@torch.no_grad()
-def _with_features(base: str, rows: Encoded) -> Encoded:
-    return cache_features(load(base).model.requires_grad_(False), rows)
