@@ -27,6 +27,7 @@ _ZHOU_VARIED = ("zhou2024", "zhou2024-location", "zhou2024-data", "zhou2024-size
 NOTEBOOKS = {  # notebook -> the studies whose records it reads
     "00_start_here": (), "02_methods": (), "03a_zhou2024": ("zhou2024",), "03b_zhou2024": _ZHOU_VARIED,
     "03c_zhou2024": (*_ZHOU_VARIED, "zhou2024-transfer", "zhou2024-hallucination"),
+    "04_huang2024": ("huang2024", "huang2024-released", "huang2024-paths", "huang2024-layers"),
 }
 
 
@@ -45,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     figures = commands.add_parser("figures", help="train the studies, execute the notebooks, compare every figure")
-    figures.add_argument("--tier", default="laptop", help="smoke (seconds) or laptop (default, two hours from nothing)")
+    figures.add_argument("--tier", default="laptop", help="smoke (seconds) or laptop (default; 2.5 hours from nothing)")
     figures.add_argument("--only", nargs="+", default=list(NOTEBOOKS), metavar="NOTEBOOK", help="default: all of them")
     figures.add_argument("--out", type=Path, default=Path("out"), help="folder for figures and executed notebooks")
     figures.add_argument("--store", type=Path, default=Path("runs"), help="folder of records; finished runs are kept")

@@ -6,7 +6,9 @@ import matplotlib
 
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
+import PIL.Image
 import pytest
 
 from peftkit.errors import PeftkitError
@@ -42,6 +44,23 @@ def test_same_bytes_twice(tmp_path, monkeypatch):
 def test_picture_carries_its_alt_text(tmp_path, monkeypatch):
     bundle, metadata = draw(tmp_path, monkeypatch)._repr_mimebundle_()
     assert bundle["image/png"] and metadata["image/png"]["alt"] == ALT
+
+
+def test_a_few_marks_keep_their_colors_beside_many(tmp_path, monkeypatch):
+    monkeypatch.setenv("PEFTKIT_FIGURES", str(tmp_path))
+    many, few = ("#0072B2", "#56B4E9", "#D55E00", "#CC79A7", "#000000", "#555555"), ("#009E73", "#E69F00")
+    fig, axes = plt.subplots()
+    places = np.random.default_rng(1)
+    for color in many:
+        axes.plot(*places.random((2, 60)), "o", color=color, markersize=9, markeredgecolor="white", alpha=0.9)
+    for x, color in enumerate(few):
+        axes.plot(x, 1.3, "^", color=color, markersize=7)
+    save(fig, DATA, "marks", notebook="03_test", alt=ALT, tolerance=0.1)
+    with PIL.Image.open(tmp_path / "03_test/marks.png") as picture:
+        pixels = np.asarray(picture.convert("RGB")).reshape(-1, 3).astype(int)  # (pixels, 3)
+    for color in few:
+        wanted = 255 * np.array(matplotlib.colors.to_rgb(color))
+        assert np.abs(pixels - wanted).max(axis=1).min() <= 12, color
 
 
 def test_sidecar(tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """The training loop: one readable accelerate loop for every method and model."""
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -59,7 +60,8 @@ def train(model: nn.Module, processor, data: datasets.Dataset | Encoded, config:
     The loss is the mean cross-entropy over the answer tokens of a step. With `config.progress` the trainable map is
     printed first and a bar shows loss and samples per second. Under `accelerate launch`, each of n processes takes
     batch_size of the n * batch_size rows of a batch (see `parallel`). Raises PeftkitError for a model without
-    trainable parameters, a bad row, or a loss that is not finite (with the step and the likely cause).
+    trainable parameters, a bad row, or a loss that is not finite (with the step and the likely cause). Warns of trained
+    tensors that never received a gradient, by name.
     """
     config = config or TrainConfig()
     encoded = data if isinstance(data, Encoded) else encode(processor, data, prompt, max_length=config.max_length)
@@ -87,6 +89,7 @@ def train(model: nn.Module, processor, data: datasets.Dataset | Encoded, config:
     with resumed(state, checkpoints, encoded, config, accelerator) as after_step:
         _run(accelerator, loss_of, loader, state, steps, config, after_step, look)
     seconds = state.elapsed()
+    _name_untouched(trained, state.optimizer)
     hand_back(trained, model)
     model.eval()
     return TrainResult(state.losses, steps, state.samples, seconds, state.samples / seconds, memory.megabytes())
@@ -183,6 +186,16 @@ def optimizer_groups(model: nn.Module, config: TrainConfig) -> list[dict]:
     groups = [{"params": [p for p in trainable if id(p) not in along], "lr": config.learning_rate},
               {"params": [p for p in trainable if id(p) in along], "lr": config.connector_rate}]
     return [group for group in groups if group["params"]]
+
+
+def _name_untouched(model: nn.Module, optimizer: torch.optim.AdamW) -> None:
+    """Warn of what the optimizer has never moved: it keeps a state only of parameters that have had a gradient."""
+    names = [name for name, parameter in model.named_parameters()
+             if parameter.requires_grad and parameter not in optimizer.state]
+    if names:
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        warnings.warn(f"no gradient ever reached {', '.join(names[:3])}{more}: trained, they are still as they were",
+                      stacklevel=3)
 
 
 def _check_finite(loss: float, step: int, config: TrainConfig) -> None:

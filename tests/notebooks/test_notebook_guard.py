@@ -13,7 +13,8 @@ import pytest
 from nbformat import v4
 
 FOLDER = Path(__file__).resolve().parents[2] / "notebooks"
-REQUIRED = {"00_start_here.ipynb", "02_methods.ipynb", "03a_zhou2024.ipynb", "03b_zhou2024.ipynb", "03c_zhou2024.ipynb"}
+REQUIRED = {"00_start_here.ipynb", "02_methods.ipynb", "03a_zhou2024.ipynb", "03b_zhou2024.ipynb", "03c_zhou2024.ipynb",
+            "04_huang2024.ipynb"}
 MAX_BYTES = 400_000
 
 PICTURES = ("image/png", "image/jpeg", "image/gif", "image/svg+xml")

@@ -38,7 +38,7 @@ def configs(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("name, runs", [
     ("huang2024", 4 * (13 * 5 + 1) + 2 * 4 * (3 * 5 + 1)), ("huang2024-released", 4 * 5),
-    ("huang2024-paths", 5 * 2 * 2 * 5), ("huang2024-layers", 2 * 2 * 2 * 5)])
+    ("huang2024-paths", 5 * 2 * 3 * 5), ("huang2024-layers", 2 * 2 * 2 * 5)])
 def test_every_study_has_its_runs_once(name, runs, configs):
     hashes = [hash_config(config) for config in configs(name)]
     assert len(hashes) == len(set(hashes)) == runs

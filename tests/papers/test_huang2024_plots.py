@@ -10,7 +10,7 @@ import torch
 from peftkit import claims, inject
 from peftkit.methods import rule_of
 from peftkit.papers.huang2024 import (
-    AFTERWARDS, PATHS, RELEASED, ROWS, SOURCES, TARGETS, equal_t, masks, measures, plots)
+    AFTERWARDS, PATHS, RELEASED, ROWS, SOURCES, TARGETS, averages, equal_t, masks, measures, plots, varied_plots)
 from peftkit.papers.huang2024.cells import BASES, our_cells
 from peftkit.papers.huang2024.study import BASE, GENERAL, PATH_TARGETS
 from peftkit.papers.zhou2024.plots import verdicts
@@ -82,7 +82,7 @@ def test_the_plane_has_every_row_of_the_comparison_with_its_seeds(frame):
 
 
 def test_o_follows_t_where_captions_are_scaled_up(frame):
-    ours, papers = plots.averages(frame, BASE), plots.averages(frame, BASE, scale=10)
+    ours, papers = averages(frame, BASE), averages(frame, BASE, scale=10)
     assert ours.index[0] == "SPIDER" and papers.index[0] == "full"
     assert ours.loc["full", ["T", "S", "O"]].tolist() == pytest.approx([80, 60, 70])
     assert papers.loc["full", "T"] == pytest.approx((800 + 800 + 80 + 80) / 4)
@@ -109,14 +109,14 @@ def test_what_is_forgotten_is_told_by_source_against_zero_shot(frame):
 
 
 def test_paths_start_at_the_untouched_base(frame):
-    data = plots.paths(frame)
+    data = varied_plots.paths(frame)
     path = data[(data["row"] == "LoRA") & (data["target"] == "flickr30k") & (data["learning_rate"] == 1e-2)]
     assert path["epoch"].tolist() == [0, 1, 2, 3] and path["T"].tolist() == pytest.approx([10, 20, 40, 60])
-    assert len(data) == 2 * 5 * 2 * 4
+    assert len(data) == 2 * 5 * 3 * 4
 
 
 def test_two_blocks_are_those_of_the_main_study(frame):
-    data = plots.depths(frame, BASE)
+    data = varied_plots.depths(frame, BASE)
     means = data[(data["row"] == "mean") & (data["value"] == "T")].set_index(["target", "method", "layers"])
     assert len(means) == 2 * 2 * 3 and means.loc[("iconqa_txt", "SPIDER", 2), "score"] == pytest.approx(70 + 4 / 3)
 
@@ -186,17 +186,17 @@ def test_every_figure_is_drawn_for_all_runs_and_for_those_of_the_smoke_tier(scal
     gaps = plots.differences(cells, {"a": ("SPIDER", "full"), "b": ("half", "full")}, "TS", places)
     assert np.shape(plots.forest(gaps).axes) == (4,) and len(plots.forest(gaps[gaps["value"] == "T"]).axes) == 2
     levels = 100 * equal_t(frame).groupby("target")["T"].first()
-    drawn = plots.path_lines(plots.paths(frame), levels)
-    assert len(drawn.axes) == min(targets, 2) and len(drawn.axes[0].lines) == 5 * 2 + 2
-    assert len(plots.by_depth(plots.depths(frame, BASE)).axes) == 2 * min(targets, 2)
+    drawn = varied_plots.path_lines(varied_plots.paths(frame), levels)
+    assert len(drawn.axes) == min(targets, 2) and len(drawn.axes[0].lines) == 5 * 3 + 2
+    assert len(varied_plots.by_depth(varied_plots.depths(frame, BASE)).axes) == 2 * min(targets, 2)
 
 
 def test_masks_and_matrices_are_drawn(stepped):
     looks = pd.concat([masks.look(stepped).assign(step=step) for step in (1, 2)])
     lines = looks.groupby(["step", "part"], as_index=False)[list(masks.VALUES)].mean()
-    assert [axis.get_title() for axis in plots.trajectories(lines).axes] == list(masks.VALUES)
-    assert len(plots.histogram(masks.by_rank(stepped)).axes[0].patches) == 10
-    figure = plots.matrices({"A": torch.tensor([[-20.0, 1.0]]), "M": torch.tensor([[0.0, 1.0]])})
+    assert [axis.get_title() for axis in masks.trajectories(lines).axes] == list(masks.VALUES)
+    assert len(masks.histogram(masks.by_rank(stepped)).axes[0].patches) == 10
+    figure = masks.matrices({"A": torch.tensor([[-20.0, 1.0]]), "M": torch.tensor([[0.0, 1.0]])})
     assert [text.get_text() for axis in figure.axes for text in axis.texts] == ["-20.0", "1.0", "0.00", "1.00"]
 
 

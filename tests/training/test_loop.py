@@ -4,6 +4,7 @@ import dataclasses
 import math
 import random
 import time
+import warnings
 
 import numpy as np
 import pytest
@@ -321,6 +322,23 @@ def test_a_model_without_trainable_parameters_is_refused(tiny_llava, llava_rows)
     model = copy.deepcopy(tiny_llava.model).requires_grad_(False)
     with pytest.raises(PeftkitError, match="no trainable parameters; inject a method first"):
         train(model, tiny_llava.processor, dataclasses.replace(llava_rows), SHORT)
+
+
+@pytest.mark.parametrize("method", ["spider", "lora"])
+def test_a_tensor_that_never_receives_a_gradient_is_named(tiny_llava, llava_rows, method):
+    model = injected(tiny_llava, method, connector="tuned")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train(model, tiny_llava.processor, llava_rows, SHORT)
+    model.register_parameter("apart", torch.nn.Parameter(torch.ones(2)))
+    with pytest.warns(match="no gradient ever reached apart: "):
+        train(model, tiny_llava.processor, llava_rows, SHORT)
+    assert torch.equal(model.apart, torch.ones(2))
+
+
+def test_the_last_block_of_a_tuned_tower_is_named_where_the_model_does_not_read_it(tiny_llava, llava_rows):
+    with pytest.warns(match=r"no gradient ever reached .*vision_tower.* and \d+ more"):
+        run(tiny_llava, llava_rows, method="full")
 
 
 def test_a_picture_that_is_not_finite_stops_at_the_first_step(tiny_llava, llava_rows):

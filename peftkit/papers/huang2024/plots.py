@@ -1,4 +1,4 @@
-"""The figures of notebook 04, and the tidy data behind them. Scores are drawn in points.
+"""The figures of notebook 04 about rows and bases, and the tidy data behind them. Scores are drawn in points.
 
 Each drawing takes tidy data and returns the figure, for `peftkit.figures.save`. Verdicts are drawn by
 `peftkit.papers.zhou2024.plots.verdicts`, which takes any ledger.
@@ -13,14 +13,11 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from torch import Tensor
 
 from ...figures import METHOD_STYLE
 from ..cells import Cells
 from ..zhou2024.watched_plots import MEAN, over_seeds
-from .masks import VALUES
-from .records import PATHS_STUDY
-from .study import AFTERWARDS, LAYERS, MAIN, RELEASED, SOURCES, TARGETS
+from .study import AFTERWARDS, MAIN, RELEASED, SOURCES
 
 GRAY, GREEN, SKY, ORANGE, PINK = "#555555", "#009E73", "#56B4E9", "#E69F00", "#CC79A7"
 STYLE = {  # row -> color and marker: rows of one idea share a color
@@ -40,9 +37,7 @@ STYLE = {  # row -> color and marker: rows of one idea share a color
 }
 NAMES = {"flickr30k": "Flickr30k", "coco": "COCO", "scienceqa": "ScienceQA", "iconqa_txt": "IconQA", "okvqa": "OKVQA",
          "textvqa": "TextVQA", "gqa": "GQA", "ocrvqa": "OCRVQA"}
-POINTS = ("T", "S", "H", "O")
 IN_WORDS = {"T": "T, target", "S": "S, sources", "H": "H, harmonic mean", "O": "O, mean of S and T"}
-DASHES = {"attention": "-", "MLP": "--", "norms": ":", "projector": "-."}
 
 
 # ---- data ------------------------------------------------------------------------------------------------------------
@@ -72,18 +67,6 @@ def on_front(points: pd.DataFrame) -> np.ndarray:
     return ~(as_much & more).any(axis=1)
 
 
-def averages(frame: pd.DataFrame, base: str, scale: float = 1.0) -> pd.DataFrame:
-    """T, S, H, O of every row in the mean of targets and seeds, in points; the highest O first.
-
-    scale: of the captions' T before H and O are formed: 10 gives the paper's CIDEr x 100.
-    """
-    main = frame[frame["study"].isin((MAIN, f"{MAIN}-released")) & (frame["base"] == base)]
-    t = (main["T"] * np.where(main["target"].isin(TARGETS[:2]), scale, 1)).astype(float)
-    scores = main.assign(T=t, H=2 * main["S"] * t / (main["S"] + t), O=(main["S"] + t) / 2)
-    table = scores.groupby(["row", "target"])[list(POINTS)].mean().groupby("row").mean()
-    return 100 * table.sort_values("O", ascending=False)
-
-
 def differences(cells: Cells, pairs: Mapping[str, tuple[str, str]], values: Iterable[str], places: Mapping[str, tuple],
                 study: str = MAIN) -> pd.DataFrame:
     """First minus second row, paired by seed, in points: pair, value, place, row ("mean" or seed), score, low, high.
@@ -111,44 +94,7 @@ def forgotten(frame: pd.DataFrame, base: str, row: str = "full") -> pd.DataFrame
     return change.reset_index().melt("target", var_name="source", value_name="score")
 
 
-def paths(frame: pd.DataFrame) -> pd.DataFrame:
-    """Means over seeds along each path, from the untouched base on: target, row, learning_rate, epoch, T, S; points."""
-    found, keys = frame[frame["study"] == PATHS_STUDY], ["target", "row", "learning_rate"]
-    means = found.groupby([*keys, "epoch"], sort=False, as_index=False)[["T", "S"]].mean()
-    start = frame[(frame["study"] == MAIN) & (frame["row"] == "zero-shot") & frame["base"].isin(found["base"])]
-    starts = means[keys].drop_duplicates().merge(start[["target", "T", "S"]].drop_duplicates("target"))
-    data = pd.concat([starts.assign(epoch=0), means], ignore_index=True)
-    return data.assign(T=100 * data["T"], S=100 * data["S"])[[*keys, "epoch", "T", "S"]]
-
-
-def depths(frame: pd.DataFrame, base: str) -> pd.DataFrame:
-    """Full tuning and SPIDER by the number of tuned blocks: target, method, layers, value (T or S), row, score, low,
-    high; points."""
-    layers = frame[frame["study"] == f"{MAIN}-layers"]
-    same = (frame["study"] == MAIN) & frame["row"].isin(layers["row"]) & frame["target"].isin(layers["target"])
-    rows = pd.concat([layers, frame[same & (frame["base"] == base)].assign(layers=LAYERS)])
-    rows = rows[["target", "row", "layers", "seed", "T", "S"]].rename(columns={"row": "method"})
-    rows = rows.melt(["target", "method", "layers", "seed"], ["T", "S"], "value", "score")
-    return over_seeds(rows.assign(score=100 * rows["score"].astype(float)), ["target", "method", "layers", "value"])
-
-
 # ---- drawings --------------------------------------------------------------------------------------------------------
-
-def matrices(steps: Mapping[str, Tensor]) -> Figure:
-    """Small matrices beside each other, numbers written in; those with a value below zero get two colors."""
-    figure, axes = plt.subplots(1, len(steps), figsize=(1.95 * len(steps), 2.2), squeeze=False)
-    for axis, (title, values) in zip(axes.flat, steps.items()):
-        signed, top = bool((values < 0).any()), values.abs().max().item() or 1.0
-        low, high, colors = (-top, top, "PuOr") if signed else (0, 1, "cividis")
-        axis.imshow(values.numpy(), vmin=low, vmax=high, cmap=colors)
-        for (i, j), value in np.ndenumerate(values.numpy()):
-            pale = abs(value) < 0.6 * top if signed else value > 0.5
-            axis.text(j, i, f"{value:.{2 if top < 10 else 1}f}", ha="center", va="center", fontsize=7,
-                      color="black" if pale else "white")
-        axis.set(title=title, xticks=[], yticks=[])
-        axis.grid(False)
-    return figure
-
 
 def base_quality(known: pd.DataFrame, change: pd.DataFrame, goal: float, fall: float) -> Figure:
     """Left: zero-shot scores of the sources by base, with the goal as a line. Right: the change of each source by
@@ -207,7 +153,7 @@ def trade_off(data: pd.DataFrame) -> Figure:
         axis.set(title=f"{NAMES[target]} (zero-shot: T = {untouched['T']:.0f})", xlabel="T: target, points",
                  ylabel="S: sources, points")
     line = Line2D([], [], color="black", linestyle="--", linewidth=1, label="S of zero-shot")
-    _legend(figure, [row for row in STYLE if row in set(data["row"]) and row != "zero-shot"], [line])
+    legend(figure, [row for row in STYLE if row in set(data["row"]) and row != "zero-shot"], [line])
     return figure
 
 
@@ -215,40 +161,14 @@ def _equal_o(axis: Axes, t: pd.Series, s: pd.Series) -> None:
     (left, right), (low, high) = (t.min(), t.max()), (s.min(), s.max())
     pad_t, pad_s = 0.06 * (right - left) + 0.5, 0.08 * (high - low) + 0.5
     axis.set(xlim=(left - pad_t, right + pad_t), ylim=(low - pad_s, high + pad_s))
-    for level in np.linspace(left + low, right + high, 9)[1:-1]:
+    for level in np.linspace(left + low, right + high, 7)[1:-1]:
         axis.axline((left, level - left), slope=-1, color=GRAY, linestyle=":", linewidth=0.6, alpha=0.6, zorder=0)
 
 
-def _legend(figure: Figure, rows: Sequence[str], more: Sequence[Line2D] = (), columns: int = 6) -> None:
+def legend(figure: Figure, rows: Sequence[str], more: Sequence[Line2D] = (), columns: int = 6) -> None:
+    """Below the figure: the mark of each row, then `more`."""
     handles = [Line2D([], [], **STYLE[row] | {"markersize": 7}, linestyle="", label=row) for row in rows]
     figure.legend(handles=[*handles, *more], loc="outside lower center", ncols=columns, fontsize=8)
-
-
-def trajectories(data: pd.DataFrame) -> Figure:
-    """The four values of `masks.look` over steps, a line a part of the model. data: step, part, and VALUES."""
-    figure, axes = plt.subplots(1, len(VALUES), figsize=(11, 3))
-    parts = sorted(data["part"].unique())
-    for axis, value in zip(axes, VALUES):
-        for part, color in zip(parts, plt.get_cmap("cividis")(np.linspace(0, 0.95, len(parts)))):
-            line = data[data["part"] == part]
-            axis.plot(line["step"], line[value], color=PINK if part == "projector" else color, label=part,
-                      linestyle=DASHES[part.split(", ")[-1]])
-        axis.set(title=value, xlabel="step")
-        axis.title.set_fontsize(9)
-    axes[0].axhspan(40, 60, color=GREEN, alpha=0.12, linewidth=0)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(parts), fontsize=8)
-    return figure
-
-
-def histogram(data: pd.DataFrame) -> Figure:
-    """Share of selected entries by rank of |W0| and of |A|. data: of `masks.by_rank`."""
-    figure, axes = plt.subplots(1, 2, figsize=(7.5, 2.8), sharey=True)
-    for axis, (name, part) in zip(axes, data.groupby("by", sort=False)):
-        axis.bar(part["bin"], part["selected"], color=GREEN, width=0.9)
-        axis.axhline(50, color=GRAY, linestyle="--", linewidth=1)
-        axis.set(xlabel=f"tenth of entries by {name}, smallest first", xticks=part["bin"])
-    axes[0].set_ylabel("selected, %")
-    return figure
 
 
 def forest(data: pd.DataFrame, xlabel: str = "difference, points") -> Figure:
@@ -284,47 +204,3 @@ def _one(axis: Axes, y: float, part: pd.DataFrame) -> None:
     for mean in part[part["row"] == MEAN].itertuples():
         error = None if pd.isna(mean.low) else [[mean.score - mean.low], [mean.high - mean.score]]
         axis.errorbar(mean.score, y, xerr=error, color="black", marker="o", markersize=5, capsize=2, linestyle="")
-
-
-def path_lines(data: pd.DataFrame, levels: Mapping[str, float]) -> Figure:
-    """S against T after every epoch, a line a path from the untouched base on; the thin line is the smaller rate.
-
-    data: of `paths`; levels: target -> T at which rows are compared, an upright dashed line.
-    """
-    targets = list(data["target"].unique())
-    figure, axes = plt.subplots(1, len(targets), figsize=(4.9 * len(targets), 4.2), squeeze=False)
-    for axis, target in zip(axes.flat, targets):
-        part = data[data["target"] == target]
-        for (row, rate), path in part.groupby(["row", "learning_rate"], sort=False):
-            slow = rate < part.loc[part["row"] == row, "learning_rate"].max()
-            path = path.sort_values("epoch")
-            axis.plot(path["T"], path["S"], **STYLE[row] | {"markersize": 4 if slow else 7}, alpha=0.6 if slow else 1,
-                      linewidth=0.8 if slow else 1.6, linestyle="--" if slow else "-")
-        axis.plot(*part.loc[part["epoch"] == 0, ["T", "S"]].iloc[0], **STYLE["zero-shot"], markersize=9)
-        if target in levels:
-            axis.axvline(levels[target], color=GRAY, linestyle="--", linewidth=1)
-        axis.set(title=NAMES[target], xlabel="T: target, points", ylabel="S: sources, points")
-    lines = [Line2D([], [], color=GRAY, linestyle="-", linewidth=1.6, label="larger rate"),
-             Line2D([], [], color=GRAY, linestyle="--", linewidth=0.8, label="smaller rate")]
-    _legend(figure, ["zero-shot", *dict.fromkeys(data["row"])], lines, columns=4)
-    return figure
-
-
-def by_depth(data: pd.DataFrame) -> Figure:
-    """T (left) and S (right) by the number of tuned blocks; a row of panels a target. data: of `depths`."""
-    targets = list(data["target"].unique())
-    figure, axes = plt.subplots(len(targets), 2, figsize=(7.5, 2.6 * len(targets) + 0.5), squeeze=False, sharex=True)
-    for line, target in zip(axes, targets):
-        for axis, value in zip(line, ("T", "S")):
-            part = data[(data["target"] == target) & (data["value"] == value)]
-            for (row, group), shift in zip(part.groupby("method", sort=False), (-0.05, 0.05)):
-                means, seeds = (group[(group["row"] == MEAN) == want].sort_values("layers") for want in (True, False))
-                axis.plot(seeds["layers"] + shift, seeds["score"], ".", color=STYLE[row]["color"], alpha=0.4)
-                axis.errorbar(means["layers"] + shift, means["score"], capsize=2, **{"markersize": 6} | STYLE[row],
-                              yerr=[means["score"] - means["low"], means["high"] - means["score"]])
-            axis.set(title=f"{NAMES[target]}: {IN_WORDS[value]}", xticks=sorted(part["layers"].unique()))
-        line[0].set_ylabel("points")
-    for axis in axes[-1]:
-        axis.set_xlabel("blocks tuned, from the last")
-    _legend(figure, list(dict.fromkeys(data["method"])))
-    return figure

@@ -2,12 +2,13 @@
 from collections.abc import Iterable
 from functools import partial
 
+import numpy as np
 import pandas as pd
 
 from ...errors import choose
 from ...studies import Record
 from ..records import records_of
-from .study import LAYERS, MAIN, SOURCES, STUDIES, TIERS, row_of, studies
+from .study import CAPTIONS, LAYERS, MAIN, SOURCES, STUDIES, TARGETS, TIERS, row_of, studies
 
 PATHS_STUDY = f"{MAIN}-paths"
 
@@ -34,13 +35,14 @@ def measures(target: float, sources: Iterable[float]) -> dict[str, float]:
 
 
 def tidy(records: Iterable[Record]) -> pd.DataFrame:
-    """A row a tested model: study, base, row, target, seed (empty for zero-shot), epoch, layers, T, S, H, O, a column
-    a source, trainable (parameters), learning_rate, seconds (of training), smallest_share and largest_share (of
-    entries that SPIDER selects, over tensors and epochs).
+    """A row a tested model, in the order of TARGETS: study, base, row, target, seed (empty for zero-shot), epoch, layers,
+    T, S, H, O, a column a source, trainable (parameters), learning_rate, seconds (of training), smallest_share and
+    largest_share (of entries that SPIDER selects, over tensors and epochs).
 
     Scores are in [0, 1]; of captions a tenth of CIDEr-D, so that no target drives the means by its scale.
     """
-    return pd.DataFrame([row for record in records for row in _rows(record)]).astype({"seed": "Int64"})
+    frame = pd.DataFrame([row for record in records for row in _rows(record)]).astype({"seed": "Int64"})
+    return frame.sort_values("target", key=lambda names: names.map(TARGETS.index), kind="stable", ignore_index=True)
 
 
 def _rows(record: Record) -> list[dict]:
@@ -55,6 +57,18 @@ def _rows(record: Record) -> list[dict]:
     scored += [(row, last, scores) for row, scores in metrics["afterwards"].items()]
     return [{"row": row, "epoch": epoch, **shared, **{name: scores[name] for name in SOURCES},
              **measures(scores[config["task"]], (scores[name] for name in SOURCES))} for row, epoch, scores in scored]
+
+
+def averages(frame: pd.DataFrame, base: str, scale: float = 1.0) -> pd.DataFrame:
+    """T, S, H, O of every row in the mean of targets and seeds, in points; the highest O first.
+
+    scale: of the captions' T before H and O are formed: 10 gives the paper's CIDEr x 100.
+    """
+    main = frame[frame["study"].isin((MAIN, f"{MAIN}-released")) & (frame["base"] == base)]
+    t = (main["T"] * np.where(main["target"].isin(CAPTIONS), scale, 1)).astype(float)
+    scores = main.assign(T=t, H=2 * main["S"] * t / (main["S"] + t), O=(main["S"] + t) / 2)
+    table = scores.groupby(["row", "target"])[["T", "S", "H", "O"]].mean().groupby("row").mean()
+    return 100 * table.sort_values("O", ascending=False)
 
 
 # ---- equal target score ---------------------------------------------------------------------------------------------

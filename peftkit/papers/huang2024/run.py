@@ -8,12 +8,14 @@ import copy
 from pathlib import Path
 
 import pandas as pd
+from peft import PeftModel
 from torch import nn
 
 from ...errors import PeftkitError
 from ...evaluation import Evaluation, evaluate
 from ...methods import inject
 from ...methods.selective.tuner import tuned
+from ...models import Base
 from ...studies.run import machine, of_training, of_untrained
 from ...training import TrainConfig, train
 from ..splits import frozen_base, split
@@ -26,40 +28,42 @@ def run_one(config: dict, checkpoints: Path | None = None) -> tuple[dict, pd.Dat
 
     A run takes seconds: one that was killed starts from its beginning, and `checkpoints` is not used.
     """
-    base, row, looks, afterwards = frozen_base(config["base"]), row_of(config), [], {}
+    base = frozen_base(config["base"])
     if config["base_hash"] != base.hash:
         raise PeftkitError(f"{config['base']} has weights {base.hash}, the run asks for {config['base_hash']}")
-    if row == "zero-shot":
-        model, trained = base.model, {}
-        found = tested(model, config)
-        looks.append({"epoch": 0, **_scores(found)})
+    if config["method"] == "none":
+        model, trained, looks, afterwards = base.model, {}, [{"epoch": 0}], {}
     else:
-        _, rows = split(config["base"], config["task"], "train", config["train_size"])
         model = inject(copy.deepcopy(base.model), config["method"], seed=config["seed"], **config["options"])
-        settings = TrainConfig(**config["train"], seed=config["seed"], progress=False)
-        parent = row == "full" and config["study"] == MAIN and config["base"] == BASE
-        sums = summed_gradients(model) if parent else {}
-        if row == RELEASED:
-            pull_as_released(model)
-
-        def watch(epoch: int) -> None:
-            scored = config["study"] == f"{MAIN}-paths" and epoch < settings.epochs
-            looks.append({"epoch": epoch, **(_scores(tested(model, config)) if scored else {}),
-                          **({"selected": selected(model)} if config["method"] == "spider" else {})})
-
-        result = train(model, base.processor, rows, settings, after_epoch=watch)
-        trained = of_training(result)
-        found = tested(model, config)
-        looks[-1] |= _scores(found)
-        if parent:
-            afterwards = {name: _scores(tested(model, config))
-                          for name in each_afterwards(model, sums, rows, config["seed"])}
+        trained, looks, afterwards = trained_on_target(model, base, config)
+    found = tested(model, config)
+    looks[-1] |= _scores(found)
     target = found[config["task"]]
     metrics = {"metric": target.metric, "score": target.score, "num_examples": len(target.scores),
                "eval_time": target.seconds, "looks": looks, "afterwards": afterwards}
     predictions = pd.DataFrame({"question_id": target.question_ids, "prediction": target.predictions,
                                 "score": target.scores})
     return {"train_info": of_untrained(model) | trained, "metrics": metrics, "meta_info": machine()}, predictions
+
+
+def trained_on_target(model: PeftModel, base: Base, config: dict) -> tuple[dict, list[dict], dict]:
+    """Train the model in place. Returns train_info, looks (the last without scores) and afterwards (see the module)."""
+    row, looks = row_of(config), []
+    _, rows = split(config["base"], config["task"], "train", config["train_size"])
+    settings = TrainConfig(**config["train"], seed=config["seed"], progress=False)
+    parent = row == "full" and config["study"] == MAIN and config["base"] == BASE
+    sums = summed_gradients(model) if parent else {}
+    if row == RELEASED:
+        pull_as_released(model)
+
+    def watch(epoch: int) -> None:
+        scored = config["study"] == f"{MAIN}-paths" and epoch < settings.epochs
+        looks.append({"epoch": epoch, **(_scores(tested(model, config)) if scored else {}),
+                      **({"selected": selected(model)} if config["method"] == "spider" else {})})
+
+    result = train(model, base.processor, rows, settings, after_epoch=watch)
+    changes = each_afterwards(model, sums, rows, config["seed"]) if parent else ()
+    return of_training(result), looks, {name: _scores(tested(model, config)) for name in changes}
 
 
 def tested(model: nn.Module, config: dict) -> dict[str, Evaluation]:

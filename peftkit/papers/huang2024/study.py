@@ -2,7 +2,7 @@
 
     huang2024            every row of the comparison; on the other bases those that generality asks for (C2 to C4, C8)
     huang2024-released   the L2 penalty as the authors' code has it (facts, section 4), in the place of none
-    huang2024-paths      some rows at two rates, tested after every epoch: what is left at equal target score?
+    huang2024-paths      some rows at three rates, tested after every epoch: what is left at equal target score?
     huang2024-layers     one and four blocks tuned in the place of two
 """
 from dataclasses import dataclass
@@ -43,9 +43,9 @@ AFTERWARDS = ("merge at the end", "DARE", "grafting", "Model Tailor")  # made of
 RELEASED = "L2, as released"
 WHOLE = {"lora": RATES["lora"], "dora": RATES["lora"], "adapter": RATES["adapter"]}
 GENERAL = ("zero-shot", "full", "SPIDER", "random mask")  # on the other bases
-PATHS = {  # row -> its learning rates
-    **dict.fromkeys(("full", "SPIDER", "L2-SP", "random mask"), (1e-3, RATE)),
-    "LoRA": (3e-3, WHOLE["lora"]["learning_rate"])}
+PATHS = {  # row -> its learning rates; the middle one is the geometric mean
+    **dict.fromkeys(("full", "SPIDER", "L2-SP", "random mask"), (1e-3, 1.7e-3, RATE)),
+    "LoRA": (3e-3, 5.5e-3, WHOLE["lora"]["learning_rate"])}
 PATH_TARGETS = ("flickr30k", "iconqa_txt")  # one of each kind
 DEPTHS = (1, 4)  # blocks; LAYERS itself is in the main study
 
@@ -79,11 +79,11 @@ def released(tier: Tier, store: RunStore) -> list[Study]:
 
 
 def paths(tier: Tier, store: RunStore) -> list[Study]:
-    """Every row of PATHS at each of its rates: two grids."""
+    """Every row of PATHS at each of its rates: three grids."""
     grids = []
-    for number in range(2):
-        rates = {ROWS[row][0]: {"learning_rate": rates[number]} for row, rates in PATHS.items()}
-        grids.append(_study("huang2024-paths", BASE, tier, store, tuple(PATHS), targets=PATH_TARGETS, settings=rates))
+    for rates in zip(*PATHS.values()):
+        chosen = {ROWS[row][0]: {"learning_rate": rate} for row, rate in zip(PATHS, rates)}
+        grids.append(_study("huang2024-paths", BASE, tier, store, tuple(PATHS), targets=PATH_TARGETS, settings=chosen))
     return grids
 
 

@@ -143,6 +143,7 @@ def verdicts(ledger: pd.DataFrame) -> Figure:
         middle.set_xlabel(f"effect, {unit}", fontsize=8)
         for axis in (left, middle, right):
             axis.set_ylim(-0.6, len(rows) - 0.4)
+    axes[0, 0].set_title(" ", fontsize=9)  # room for the line that the next ones write
     for side, x in sides.items():
         axes[0, 2].text(x, 1.0, side, transform=axes[0, 2].transAxes, va="bottom", fontsize=9, fontweight="bold")
     return figure
