@@ -111,8 +111,8 @@ def compare(new_folder: str | Path, reference_folder: str | Path) -> pd.DataFram
 
 
 def _lighten(png: Path) -> None:
-    """Rewrite a picture with a palette of 64 colors: a quarter of the bytes. The palette covers hues, not areas: by areas,
-    small green marks would turn blue like the many marks beside them."""
+    """Rewrite a picture with a palette of 64 colors: a quarter of the bytes. The palette covers hues, not areas: by
+    areas, small green marks would turn blue like the many marks beside them."""
     with PIL.Image.open(png) as picture:
         small = picture.convert("RGB").quantize(64, PIL.Image.Quantize.MAXCOVERAGE, kmeans=1,
                                                 dither=PIL.Image.Dither.NONE)

@@ -205,7 +205,9 @@ def bundle(path: str | Path, records: Iterable[Record]) -> None:
     lists = {name: pa.list_(kind) for name, kind in PREDICTION_TYPES.items()}
     table = pa.Table.from_pylist(rows, schema=pa.schema(texts | lists))
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    parquet.write_table(table, path, compression="zstd", compression_level=19)
+    draft = Path(f"{path}.part")
+    parquet.write_table(table, draft, compression="zstd", compression_level=19)
+    draft.replace(path)
 
 
 def read_bundle(path: str | Path) -> list[Record]:

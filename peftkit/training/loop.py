@@ -89,7 +89,8 @@ def train(model: nn.Module, processor, data: datasets.Dataset | Encoded, config:
     with resumed(state, checkpoints, encoded, config, accelerator) as after_step:
         _run(accelerator, loss_of, loader, state, steps, config, after_step, look)
     seconds = state.elapsed()
-    _name_untouched(trained, state.optimizer)
+    if not (rule and rule.drops):
+        _name_untouched(trained, state.optimizer)
     hand_back(trained, model)
     model.eval()
     return TrainResult(state.losses, steps, state.samples, seconds, state.samples / seconds, memory.megabytes())

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from peftkit import inject, load, task
+from peftkit.data import encode
 from peftkit.data.questions import caption_by_color
 from peftkit.data.scenes import Thing
 from peftkit.errors import PeftkitError
@@ -15,9 +16,10 @@ from peftkit.methods import rule_of
 from peftkit.methods.selective.tuner import tuned
 from peftkit.papers.claims import NOT_PRINTED, RUNS_MISSING, claims
 from peftkit.papers.huang2024 import (
-    AFTERWARDS, PATHS, RELEASED, ROWS, SOURCES, STUDIES, TARGETS, equal_t, measures, merge_at_the_end,
+    AFTERWARDS, PATHS, PUT_BACK, RELEASED, ROWS, SOURCES, STUDIES, TARGETS, equal_t, measures, merge_at_the_end,
     pull_as_released, row_of, studies, study_records, summed_gradients, tidy)
-from peftkit.papers.huang2024.claims import CLAIMS
+from peftkit.papers.huang2024.afterwards import each_afterwards, put_projector_back
+from peftkit.papers.huang2024.claims import CLAIMS, HALVES
 from peftkit.papers.huang2024.records import source_at
 from peftkit.papers.huang2024.run import run_one
 from peftkit.papers.huang2024.study import GENERAL, PATH_TARGETS
@@ -136,11 +138,11 @@ def ran():
     return run
 
 
-def test_a_full_run_is_tested_on_five_tasks_and_serves_four_more_rows(ran):
+def test_a_full_run_is_tested_on_five_tasks_and_serves_the_rows_that_are_made_of_it(ran):
     record, untouched = ran("full"), ran("zero-shot")
     frame = tidy([untouched, record])
     assert list(frame["row"]) == ["zero-shot", "full", *AFTERWARDS]
-    assert frame["seed"].isna().tolist() == [True] + [False] * 5 and set(frame["target"]) == {"iconqa_txt"}
+    assert frame["seed"].isna().tolist() == [True] + [False] * (1 + len(AFTERWARDS)) and set(frame["target"]) == {"iconqa_txt"}
     assert (frame[list(SOURCES)].mean(axis=1) - frame["S"]).abs().max() < 1e-12
     assert frame.set_index("row").loc["full", "T"] == pytest.approx(record.predictions["score"].mean())
     assert frame.set_index("row").loc["zero-shot", ["trainable", "epoch"]].tolist() == [0, 0]
@@ -152,6 +154,15 @@ def test_only_full_tuning_serves_them_and_only_paths_are_tested_after_every_epoc
     assert tidy([spider])["row"].tolist() == ["SPIDER"] and tidy([path])["epoch"].tolist() == [1, 2]
     assert tidy([path])["S"].tolist()[-1] == tidy([spider])["S"].item()  # looking changes nothing
     assert path.content["train_info"]["losses"] == spider.content["train_info"]["losses"]
+
+
+def test_the_released_penalty_is_applied_in_its_study_alone(ran, monkeypatch):
+    pulled = []
+    monkeypatch.setattr("peftkit.papers.huang2024.run.pull_as_released", pulled.append)
+    ran("full")
+    assert not pulled
+    ran("full", "huang2024-released")
+    assert len(pulled) == 1
 
 
 def test_spiders_selected_shares_are_recorded_tensor_by_tensor(ran):
@@ -212,6 +223,34 @@ def test_a_merge_at_the_end_is_spider_for_one_step_and_another_method_for_more(t
         assert (apart < 1e-4) if same else (apart > 0.1)
 
 
+def test_sums_are_those_of_single_passes_where_gradients_accumulate(tiny_llava):
+    model = inject(copy.deepcopy(tiny_llava.model), "language", layers=1)
+    sums, (first, *_) = summed_gradients(model), tuned(model)
+    for factor in (1.0, 3.0):
+        (factor * first.weight).sum().backward()
+    torch.testing.assert_close(sums[first.name], torch.full_like(first.weight, 4.0))
+
+
+def test_only_the_projector_is_put_back(tiny_llava):
+    model, _, _ = trained(tiny_llava.model, "language")
+    before = {tensor.name: tensor.weight.detach().clone() for tensor in tuned(model)}
+    put_projector_back(model)
+    for tensor in tuned(model):
+        kept = tensor.start() if "projector" in tensor.name else before[tensor.name]
+        assert torch.equal(tensor.weight, kept) and not torch.equal(before[tensor.name], tensor.start())
+
+
+def test_every_row_made_of_a_model_leaves_it_as_it_was(tiny_llava):
+    drawn = task("iconqa_txt", train_size=4, validation_size=1, test_size=1)
+    rows = encode(tiny_llava.processor, drawn.train, drawn.prompt)
+    model, sums, _ = trained(tiny_llava.model, "language", prepare=summed_gradients)
+    before, changed = vector(model), {}
+    for name in each_afterwards(model, sums, rows, seed=1):
+        changed[name] = vector(model)
+    assert tuple(changed) == AFTERWARDS and torch.equal(vector(model), before)
+    assert not any(torch.equal(weights, before) for weights in changed.values())
+
+
 def test_the_released_l2_penalty_is_inert_and_a_proper_one_is_not(tiny_llava):
     full, _, _ = trained(tiny_llava.model, "language")
     released, _, _ = trained(tiny_llava.model, "language", prepare=pull_as_released)
@@ -249,6 +288,10 @@ def test_sources_at_a_level_of_t_lie_on_the_line_between_two_looks(level, kept):
     assert source_at(level, path) == (kept if kept is None else pytest.approx(kept))
 
 
+def test_a_path_that_starts_above_the_level_reaches_it_at_once():
+    assert source_at(0.2, pd.DataFrame({"T": [0.3, 0.1, 0.5], "S": [1.0, 0.8, 0.4]})) == 1.0
+
+
 def looks(row, rate, scores, **more):
     """Looks of two seeds on paths: scores is [(T, S), ...] by epoch; seed 2 keeps 0.1 less."""
     return [{"study": "huang2024-paths", "base": BASES[0], "row": row, "target": "flickr30k", "seed": seed, "epoch": e,
@@ -256,16 +299,34 @@ def looks(row, rate, scores, **more):
             for seed in (1, 2) for e, (t, s) in enumerate(scores, start=1)]
 
 
+START = {"study": "huang2024", "base": BASES[0], "row": "zero-shot", "target": "flickr30k", "epoch": 0, "T": 0.0,
+         "S": 1.0}
+
+
 def test_rows_are_compared_at_the_t_that_all_reach_and_at_their_best_rate():
-    start = {"study": "huang2024", "base": BASES[0], "row": "zero-shot", "target": "flickr30k", "epoch": 0, "T": 0.0,
-             "S": 1.0}
-    frame = pd.DataFrame([start, *looks("full", 1e-3, [(0.4, 0.9)]), *looks("full", 3e-3, [(0.8, 0.6), (0.9, 0.5)]),
-                          *looks("SPIDER", 1e-3, [(0.6, 0.9)]), *looks("SPIDER", 3e-3, [(0.5, 0.99)])])
+    frame = pd.DataFrame([START, *looks("full", 1e-3, [(0.4, 0.9)]), *looks("full", 3e-3, [(0.8, 0.6), (0.9, 0.5)]),
+                          *looks("full", 2e-3, [(0.7, 0.5)]), *looks("SPIDER", 1e-3, [(0.6, 0.9)]), *looks("SPIDER", 3e-3, [(0.5, 0.99)])])
     found = equal_t(frame).set_index(["row", "seed"])
     assert found["T"].tolist() == pytest.approx([0.6] * 4)  # SPIDER's highest; full reaches 0.9
     assert found["S"].to_dict() == pytest.approx({
         ("full", 1): 0.7, ("full", 2): 0.625, ("SPIDER", 1): 0.9, ("SPIDER", 2): 0.8})
     assert found["learning_rate"].to_dict()["full", 1] == 3e-3 and found["learning_rate"]["SPIDER", 1] == 1e-3
+    half = equal_t(frame, 0.5).set_index(["row", "seed"])
+    assert half["T"].tolist() == pytest.approx([0.3] * 4)  # half of the way from 0 to 0.6
+    assert half["S"]["SPIDER", 1] == pytest.approx(0.994) and half["S"]["full", 1] == pytest.approx(0.925)
+    assert equal_t(frame[frame["row"] != "zero-shot"]).empty
+
+
+def test_a_rate_that_lacks_a_seed_is_no_rate_of_its_row():
+    frame = pd.DataFrame([START, *looks("full", 1e-3, [(0.5, 0.6)]), *looks("full", 3e-3, [(0.5, 0.9)])[:1],
+                          *looks("SPIDER", 1e-3, [(0.5, 0.8)])])
+    found = equal_t(frame).set_index(["row", "seed"])
+    assert found["learning_rate"]["full"].to_dict() == {1: 1e-3, 2: 1e-3} and len(found) == 4
+
+
+def test_no_row_gets_lost_where_one_never_reaches_the_untouched_bases_t():
+    frame = pd.DataFrame([START | {"T": 0.3}, *looks("full", 1e-3, [(0.28, 0.9)]), *looks("SPIDER", 1e-3, [(0.25, 0.8)])])
+    assert len(equal_t(frame, 0.5)) == 4
 
 
 # ---- the ledger on made-up records -----------------------------------------------------------------------------------
@@ -289,7 +350,7 @@ def made_up(scores, seeds=(1, 2, 3, 4, 5), bases=BASES):
 def as_claimed(row):
     """What the paper says: full forgets, SPIDER is best, the discrepancy mask second."""
     return {"zero-shot": (0.1, 0.99), "full": (0.8, 0.6), RELEASED: (0.8, 0.6), "SPIDER": (0.85, 0.9),
-            "full, frozen projector": (0.8, 0.9), "discrepancy mask": (0.8, 0.85), "random mask": (0.75, 0.7),
+            "full, frozen projector": (0.8, 0.9), PUT_BACK: (0.7, 0.9), "discrepancy mask": (0.8, 0.85), "random mask": (0.75, 0.7),
             "magnitude mask": (0.7, 0.7), "gradient mask": (0.72, 0.7)}.get(row, (0.7, 0.7))
 
 
@@ -304,13 +365,27 @@ def test_records_as_the_paper_says_support_every_claim():
 
 
 @pytest.mark.parametrize("changed, contradicted", [
-    ({"full": (0.8, 1.0), RELEASED: (0.8, 1.0)}, {"C1", "C2", "C4", "C8", "T1"}),
+    ({"full": (0.8, 1.0), RELEASED: (0.8, 1.0)}, {"C1", "C2", "C4", "C8", "T1", "P1", "P1.frozen"}),
     ({"SPIDER": (0.79, 0.9)}, {"C3", "C3.strict", "C8"}), ({"DARE": (0.99, 0.99)}, {"C4"}),
-    ({"random mask": (0.84, 0.86)}, {"C5"}), ({"discrepancy mask": (0.86, 0.91)}, {"C4", "C6"}),
-    ({RELEASED: (0.82, 0.6)}, {"R1"}), ({"full, frozen projector": (0.8, 0.62)}, {"P1"})])
+    ({"random mask": (0.84, 0.86)}, {"C5.best"}), ({"merge at the end": (0.9, 0.9)}, {"C4", "M1"}), ({"discrepancy mask": (0.86, 0.91)}, {"C4", "C6"}),
+    ({RELEASED: (0.82, 0.6)}, {"R1"}), ({PUT_BACK: (0.8, 0.62)}, {"P1"}),
+    ({"full, frozen projector": (0.8, 0.62)}, {"P1.frozen"})])
 def test_a_change_in_the_records_contradicts_its_claims_alone(changed, contradicted):
     found = verdicts(made_up(lambda row: changed.get(row) or as_claimed(row)))
     assert {name for name, word in found.items() if word == "contradicted"} == contradicted
+
+
+def test_halves_that_differ_by_noise_do_not_matter():
+    same = dict.fromkeys(HALVES, (0.8, 0.8))
+    assert verdicts(made_up(lambda row: same.get(row) or as_claimed(row)))["C5"] != "supported"
+
+
+@pytest.mark.parametrize("share", ["smallest_share", "largest_share"])
+def test_one_tensor_outside_the_shares_is_enough(share):
+    frame = made_up(as_claimed)
+    one = frame.index[frame["row"] == "SPIDER"][3]
+    frame.loc[one, share] = 0.39 if share == "smallest_share" else 0.61
+    assert {name for name, word in verdicts(frame).items() if word == "contradicted"} == {"C7"}
 
 
 def test_rows_on_one_path_that_is_only_further_along_are_equal_at_equal_t():
@@ -332,6 +407,8 @@ def test_missing_runs_are_named_and_unknown_names_refused(tmp_path):
         claims("huang2024", frame.replace({"row": {"SPIDER": "spyder"}}))
     with pytest.raises(PeftkitError, match="runs lack the columns S; needed"):
         claims("huang2024", frame.drop(columns="S"))
+    with pytest.raises(PeftkitError, match="runs lack the columns smallest_share, largest_share; needed"):
+        claims("huang2024", frame.drop(columns=["smallest_share", "largest_share"]))
     frame.replace({"base": {BASES[0]: "tiny"}}).to_csv(tmp_path / "runs.csv", index=False)
     with pytest.raises(PeftkitError, match="runs.csv, line 2: unknown base 'tiny'"):
         claims("huang2024", tmp_path / "runs.csv")

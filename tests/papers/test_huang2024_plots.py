@@ -10,7 +10,8 @@ import torch
 from peftkit import claims, inject
 from peftkit.methods import rule_of
 from peftkit.papers.huang2024 import (
-    AFTERWARDS, PATHS, RELEASED, ROWS, SOURCES, TARGETS, averages, equal_t, masks, measures, plots, varied_plots)
+    AFTERWARDS, CONTROLS, LEVELS, PATHS, RELEASED, ROWS, SOURCES, TARGETS, averages, equal_t, masks, measures, plots,
+    varied_plots)
 from peftkit.papers.huang2024.cells import BASES, our_cells
 from peftkit.papers.huang2024.study import BASE, GENERAL, PATH_TARGETS
 from peftkit.papers.zhou2024.plots import verdicts
@@ -73,7 +74,7 @@ def test_the_front_holds_what_no_other_point_beats(points, expected):
 def test_the_plane_has_every_row_of_the_comparison_with_its_seeds(frame):
     data = plots.plane(frame, BASE)
     means = data[data["seed"] == "mean"].set_index(["target", "row"])
-    assert set(data["row"]) == {*ROWS, *AFTERWARDS} - {"full, frozen projector", "SPIDER, frozen projector"}
+    assert set(data["row"]) == {*ROWS, *AFTERWARDS} - {*CONTROLS}
     assert means.loc[("coco", "SPIDER"), ["T", "S"]].tolist() == pytest.approx([70 + 4 / 3, 90])
     assert len(data[(data["row"] == "SPIDER") & (data["target"] == "coco")]) == 1 + len(SEEDS)
     front = means[means["front"]].reset_index()
@@ -113,6 +114,21 @@ def test_paths_start_at_the_untouched_base(frame):
     path = data[(data["row"] == "LoRA") & (data["target"] == "flickr30k") & (data["learning_rate"] == 1e-2)]
     assert path["epoch"].tolist() == [0, 1, 2, 3] and path["T"].tolist() == pytest.approx([10, 20, 40, 60])
     assert len(data) == 2 * 5 * 3 * 4
+
+
+def test_at_every_level_spider_stands_against_each_other_row_of_the_paths(frame):
+    data = varied_plots.over_levels(frame)
+    assert len(data) == len(LEVELS) * 2 * 4 and set(data["rival"]) == set(PATHS) - {"SPIDER"}
+    assert (data["low"] <= data["score"]).all() and (data["score"] <= data["high"]).all()
+    top = data[(data["target"] == "flickr30k") & (data["rival"] == "full") & (data["share"] == 100)]
+    kept = equal_t(frame).query("target == 'flickr30k'").groupby("row")[["T", "S"]].mean()
+    assert top[["T", "score"]].iloc[0].tolist() == pytest.approx(
+        [100 * kept.loc["full", "T"], 100 * (kept.loc["SPIDER", "S"] - kept.loc["full", "S"])])
+
+
+def test_two_rows_of_which_one_has_no_runs_have_no_difference(frame):
+    data = plots.differences(our_cells(frame), {"a": ("SPIDER", "gradient mask")}, "T", {"m": (BASES[1], TARGETS)})
+    assert data.empty
 
 
 def test_two_blocks_are_those_of_the_main_study(frame):
@@ -158,6 +174,8 @@ def test_a_look_tells_what_the_merge_has_done_and_changes_nothing(stepped):
     ("model.language_model.layers.3.self_attn.o_proj.weight", "block 3, attention"),
     ("model.language_model.layers.10.mlp.up_proj.weight", "block 10, MLP"),
     ("model.language_model.layers.0.post_attention_layernorm.weight", "block 0, norms"),
+    ("model.text_model.layers.1.mlp.up_proj.weight", "block 1, MLP"),
+    ("model.connector.perceiver_resampler.layers.0.self_attn.q_proj.weight", "projector"),
     ("model.multi_modal_projector.linear_1.bias", "projector")])
 def test_a_tensors_part_is_told_from_its_name(name, part):
     assert masks.part_of(name) == part
@@ -184,10 +202,11 @@ def test_every_figure_is_drawn_for_all_runs_and_for_those_of_the_smoke_tier(scal
     plots.base_quality(known, plots.forgotten(frame, BASE), 85, 5)
     places = {target: (BASE, target) for target in frame["target"].unique()}
     gaps = plots.differences(cells, {"a": ("SPIDER", "full"), "b": ("half", "full")}, "TS", places)
-    assert np.shape(plots.forest(gaps).axes) == (4,) and len(plots.forest(gaps[gaps["value"] == "T"]).axes) == 2
+    assert np.shape(plots.forest(gaps).axes) == (4,)
     levels = 100 * equal_t(frame).groupby("target")["T"].first()
     drawn = varied_plots.path_lines(varied_plots.paths(frame), levels)
     assert len(drawn.axes) == min(targets, 2) and len(drawn.axes[0].lines) == 5 * 3 + 2
+    assert len(varied_plots.level_lines(varied_plots.over_levels(frame)).axes) == min(targets, 2)
     assert len(varied_plots.by_depth(varied_plots.depths(frame, BASE)).axes) == 2 * min(targets, 2)
 
 

@@ -6,12 +6,12 @@ import pytest
 
 from peftkit.evaluation import chair
 from peftkit.papers.claims import Claim
+from peftkit.papers.tidy import over_seeds
 from peftkit.papers.zhou2024 import efficiency, printed_table
 from peftkit.papers.zhou2024.cells import PAIRS, our_cells, printed_cells
 from peftkit.papers.zhou2024.claims.predicates import ADAPTER, LORA, TUNED, lead
 from peftkit.papers.zhou2024.watched_plots import (
-    NAMED, from_the_mean, losses, lowest, operations, over_seeds, panels, rows_of, score_and_share, seeds_to_resolve,
-    spoken)
+    NAMED, from_the_mean, losses, lowest, operations, panels, rows_of, score_and_share, seeds_to_resolve, spoken)
 from peftkit.stats import mean_interval, seeds_to_resolve as planned
 
 METHODS = ("lora", "adapter", "ia3", "prefix-peft")

@@ -7,7 +7,8 @@ from peftkit.papers.claims import COLUMNS, claims
 from peftkit.papers.zhou2024 import SEEN, printed_table
 from peftkit.papers.zhou2024.cells import NEEDED, our_cells, printed_cells
 from peftkit.papers.zhou2024.claims import CLAIMS
-from peftkit.papers.zhou2024.printed import NAMES, read_names
+from peftkit.papers.tidy import read_names
+from peftkit.papers.zhou2024.printed import NAMES
 from peftkit.papers.zhou2024.tables import COUNTERPARTS, MODELS
 
 SUPPORTED, CONTRADICTED, UNRESOLVED = "supported", "contradicted", "unresolved"

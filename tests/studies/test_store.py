@@ -5,6 +5,7 @@ import subprocess
 import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -185,6 +186,21 @@ def test_bundle_restores_records_exactly(store, tmp_path):
     pd.testing.assert_frame_equal(copy.frame(), store.frame())
     pd.testing.assert_frame_equal(copy.predictions(CONFIG), ANSWERS)
     assert copy.get(CONFIG).content == store.get(CONFIG).content
+
+
+def test_a_bundle_that_cannot_be_written_leaves_the_one_before(store, tmp_path, monkeypatch):
+    path = tmp_path / "runs.parquet"
+    bundle(path, store.records())
+    before = path.read_bytes()
+
+    def fail(table, file, **more):
+        Path(file).write_bytes(b"half")
+        raise OSError("no space left")
+
+    monkeypatch.setattr("peftkit.studies.store.parquet.write_table", fail)
+    with pytest.raises(OSError):
+        bundle(path, [])
+    assert path.read_bytes() == before
 
 
 def test_damaged_bundle_never_yields_a_wrong_record(store, tmp_path):

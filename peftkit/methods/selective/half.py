@@ -16,6 +16,7 @@ from .rule import Rule, rule_method
 class HalfFineTuning(Rule):
     """Drops the gradients of the frozen half, so that the optimizer does not touch it."""
 
+    drops = True
     steps_a_round: int | None = None
 
     def __init__(self, model, seed: int = 42, adapter_name: str = "default", **options):

@@ -16,10 +16,17 @@ from .tuner import SelectiveConfig, Tuned, tuned
 
 class Rule(TrainerCallback):
     """`after_backward` is called when the gradients of a step are complete and not clipped yet, `after_step` after the
-    optimizer's step and before gradients are set to zero."""
+    optimizer's step and before gradients are set to zero. Raises PeftkitError for trained weights that are not float32.
+    """
+
+    drops = False  # whether it takes gradients away
 
     def __init__(self, model: nn.Module, seed: int = 42, adapter_name: str = "default", **options):
         self.tensors: list[Tuned] = tuned(model, adapter_name)
+        for tensor in self.tensors:
+            if tensor.weight.dtype != torch.float32:
+                raise PeftkitError(f"{tensor.name} is trained in {tensor.weight.dtype}; accepted: torch.float32, which "
+                                   "inject gives on any base (cast the base first, then inject)")
         self.seed = seed
         for name, value in options.items():
             setattr(self, name, value)
@@ -116,8 +123,12 @@ def rule_method(name: str, rule: type[Rule], options: type, told: Callable[[obje
     return selective_method(name, options, config, formula, source)
 
 
-def rule_of(model: nn.Module, seed: int = 42, adapter_name: str = "default") -> Rule | None:
-    """The update rule that `model` was injected with, ready to run, or None. seed: of masks that are drawn."""
+def rule_of(model: nn.Module, seed: int = 42, adapter_name: str | None = None) -> Rule | None:
+    """The update rule that `model` was injected with, ready to run, or None. seed: of masks that are drawn.
+
+    adapter_name: the active one unless given.
+    """
+    adapter_name = adapter_name or getattr(model, "active_adapter", "default")
     config = getattr(model, "peft_config", {}).get(adapter_name)
     if not isinstance(config, SelectiveConfig) or config.rule is None:
         return None

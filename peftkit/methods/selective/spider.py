@@ -26,11 +26,11 @@ MASKS = ("weighted", "binary")
 def importance(values: Tensor) -> Tensor:
     """R: the normalized rank of each entry, in (0, 1); zeros for a tensor of zeros, a half where all |X| are equal."""
     size = values.abs()
-    mean = size.mean()
-    if mean == 0:
-        return size
-    spread = size.std() if size.numel() > 1 else size.new_zeros(())
-    return size.sub_(mean).div_(spread).sigmoid_() if spread > 0 else size.fill_(0.5)
+    low, high = size.aminmax()
+    if low == high:  # torch's std would be the rounding of the mean
+        return size.fill_(0.5 if high > 0 else 0.0)
+    mean, spread = size.mean(), size.std()
+    return size.sub_(mean).div_(spread).sigmoid_()
 
 
 def selection_mask(start: Tensor, accumulated: Tensor, weighted: bool = True) -> Tensor:

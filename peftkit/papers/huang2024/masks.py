@@ -40,7 +40,7 @@ def look(rule: MaskRule) -> pd.DataFrame:
 
 def part_of(name: str) -> str:
     """The part of the model that a tensor lies in: "block 3, attention", "block 3, norms" or "projector"."""
-    if (found := re.search(r"\.layers\.(\d+)\.(.*)", name)) is None:
+    if (found := re.search(r"(?:language_model|text_model)\.layers\.(\d+)\.(.*)", name)) is None:
         return "projector"
     rest = found[2]
     return f"block {found[1]}, {'norms' if 'norm' in rest else 'attention' if 'attn' in rest else 'MLP'}"
@@ -56,9 +56,9 @@ def by_rank(rule: MaskRule, bins: int = 10) -> pd.DataFrame:
     for tensor in rule.tensors:
         if tensor.weight.ndim < 2:
             continue
-        chosen = (rule.mask(tensor) > 0).flatten().float()
+        chosen = (rule.mask(tensor) > 0).flatten().float().cpu()
         for name, values in (("|W0|", tensor.start()), ("|A|", rule.accumulated(tensor))):
-            order = values.abs().flatten().argsort()
+            order = values.abs().flatten().cpu().argsort()
             place = torch.empty_like(order).index_copy_(0, order, torch.arange(len(order)))
             where = place * bins // len(order)  # (entries,) 0 to bins - 1
             counts[name][0] += torch.bincount(where, chosen, bins)
@@ -71,7 +71,7 @@ def by_rank(rule: MaskRule, bins: int = 10) -> pd.DataFrame:
 
 def matrices(steps: Mapping[str, Tensor]) -> Figure:
     """Small matrices beside each other, numbers written in; those with a value below zero get two colors."""
-    figure, axes = plt.subplots(1, len(steps), figsize=(1.95 * len(steps), 2.2), squeeze=False)
+    figure, axes = plt.subplots(1, len(steps), figsize=(1.75 * len(steps), 2), squeeze=False)
     for axis, (title, values) in zip(axes.flat, steps.items()):
         signed, top = bool((values < 0).any()), values.abs().max().item() or 1.0
         low, high, colors = (-top, top, "PuOr") if signed else (0, 1, "cividis")
@@ -87,7 +87,7 @@ def matrices(steps: Mapping[str, Tensor]) -> Figure:
 
 def trajectories(data: pd.DataFrame) -> Figure:
     """The four values of `look` over steps, a line a part of the model. data: step, part, and VALUES."""
-    figure, axes = plt.subplots(1, len(VALUES), figsize=(11, 3))
+    figure, axes = plt.subplots(1, len(VALUES), figsize=(9.6, 2.7))
     parts = sorted(data["part"].unique())
     for axis, value in zip(axes, VALUES):
         for part, color in zip(parts, plt.get_cmap("cividis")(np.linspace(0, 0.95, len(parts)))):

@@ -16,7 +16,7 @@ from matplotlib.lines import Line2D
 
 from ...figures import METHOD_STYLE
 from ..cells import Cells
-from ..zhou2024.watched_plots import MEAN, over_seeds
+from ..tidy import MEAN, over_seeds
 from .study import AFTERWARDS, MAIN, RELEASED, SOURCES
 
 GRAY, GREEN, SKY, ORANGE, PINK = "#555555", "#009E73", "#56B4E9", "#E69F00", "#CC79A7"
@@ -30,9 +30,9 @@ STYLE = {  # row -> color and marker: rows of one idea share a color
     "gradient mask": {"color": SKY, "marker": ">"},
     "L2-SP": {"color": ORANGE, "marker": "D"},
     "half": {"color": ORANGE, "marker": "p"},
-    **{name: {"color": PINK, "marker": marker} for name, marker in zip(AFTERWARDS, ("P", "h", "8", "d"))},
+    **{name: {"color": PINK, "marker": marker} for name, marker in zip(AFTERWARDS[:4], "PXvd")},
     "LoRA": METHOD_STYLE["lora"],
-    "DoRA": {"color": METHOD_STYLE["lora"]["color"], "marker": "h"},
+    "DoRA": {"color": METHOD_STYLE["lora"]["color"], "marker": "^"},
     "adapter": METHOD_STYLE["adapter"],
 }
 NAMES = {"flickr30k": "Flickr30k", "coco": "COCO", "scienceqa": "ScienceQA", "iconqa_txt": "IconQA", "okvqa": "OKVQA",
@@ -45,8 +45,8 @@ IN_WORDS = {"T": "T, target", "S": "S, sources", "H": "H, harmonic mean", "O": "
 def plane(frame: pd.DataFrame, base: str) -> pd.DataFrame:
     """T and S of the main study on a base, in points: target, row, seed, T, S, front.
 
-    seed is the seed, or "mean", whose `front` says whether no other row has as much of both (else empty). Our arms with
-    a frozen projector are left out: they train less.
+    seed is the seed, or "mean", whose `front` says whether no other row has as much of both (else empty). Our control
+    arms are left out.
     """
     main = frame[(frame["study"] == MAIN) & (frame["base"] == base) & frame["row"].isin(STYLE)]
     main = main.assign(T=100 * main["T"], S=100 * main["S"], seed=main["seed"].astype(str))
@@ -67,8 +67,8 @@ def on_front(points: pd.DataFrame) -> np.ndarray:
     return ~(as_much & more).any(axis=1)
 
 
-def differences(cells: Cells, pairs: Mapping[str, tuple[str, str]], values: Iterable[str], places: Mapping[str, tuple],
-                study: str = MAIN) -> pd.DataFrame:
+def differences(cells: Cells, pairs: Mapping[str, tuple[str, str]], values: Iterable[str],
+                places: Mapping[str, tuple]) -> pd.DataFrame:
     """First minus second row, paired by seed, in points: pair, value, place, row ("mean" or seed), score, low, high.
 
     pairs: name -> (first, second); places: name -> (base, target), each a name or a tuple to be averaged. low, high:
@@ -76,12 +76,12 @@ def differences(cells: Cells, pairs: Mapping[str, tuple[str, str]], values: Iter
     """
     def column(row: str, value: str, place: tuple) -> pd.Series:
         base, target = place
-        where = f"{MAIN}-released" if row == RELEASED else study
-        return cells.mean(where, base, row, "tuned", target, value=value)
+        return cells.mean(f"{MAIN}-released" if row == RELEASED else MAIN, base, row, "tuned", target, value=value)
 
-    found = [(name, value, place, str(seed), gap) for (name, (first, second)), value, place in
-             product(pairs.items(), values, places)
-             for seed, gap in (column(first, value, places[place]) - column(second, value, places[place])).items()]
+    found = []
+    for (name, (first, second)), value, place in product(pairs.items(), values, places):
+        gaps = column(first, value, places[place]) - column(second, value, places[place])
+        found += [(name, value, place, str(seed), gap) for seed, gap in gaps.dropna().items()]
     rows = pd.DataFrame(found, columns=["pair", "value", "place", "seed", "score"])
     return over_seeds(rows, ["pair", "value", "place"])
 
@@ -134,7 +134,7 @@ def trade_off(data: pd.DataFrame) -> Figure:
     targets = list(data["target"].unique())
     columns = min(2, len(targets))
     figure, axes = plt.subplots(ceil(len(targets) / columns), columns, squeeze=False,
-                                figsize=(4.6 * columns, 3.5 * ceil(len(targets) / columns) + 1.1))
+                                figsize=(4.2 * columns, 3.2 * ceil(len(targets) / columns) + 1))
     for axis in axes.flat[len(targets):]:
         axis.set_axis_off()
     for axis, target in zip(axes.flat, targets):
@@ -161,7 +161,7 @@ def _equal_o(axis: Axes, t: pd.Series, s: pd.Series) -> None:
     (left, right), (low, high) = (t.min(), t.max()), (s.min(), s.max())
     pad_t, pad_s = 0.06 * (right - left) + 0.5, 0.08 * (high - low) + 0.5
     axis.set(xlim=(left - pad_t, right + pad_t), ylim=(low - pad_s, high + pad_s))
-    for level in np.linspace(left + low, right + high, 7)[1:-1]:
+    for level in np.linspace(left + low, right + high, 6)[1:-1]:
         axis.axline((left, level - left), slope=-1, color=GRAY, linestyle=":", linewidth=0.6, alpha=0.6, zorder=0)
 
 
@@ -171,30 +171,24 @@ def legend(figure: Figure, rows: Sequence[str], more: Sequence[Line2D] = (), col
     figure.legend(handles=[*handles, *more], loc="outside lower center", ncols=columns, fontsize=8)
 
 
-def forest(data: pd.DataFrame, xlabel: str = "difference, points") -> Figure:
-    """Paired differences: a column of panels a value, a row of panels a pair (side by side where there is one value), a
-    line a place.
+def forest(data: pd.DataFrame) -> Figure:
+    """Paired differences: a column of panels a value, a row of panels a pair, a line a place.
 
     data: of `differences`. Small dots: seeds; bars: 95 % t intervals; the upright line is zero.
     """
     pairs, values, places = (list(dict.fromkeys(data[name])) for name in ("pair", "value", "place"))
-    lines = [[(pair, value) for value in values] for pair in pairs]
-    if len(values) == 1:
-        lines = [sum(lines, [])]
-    width = 2.3 if len(lines[0]) > 3 else 3.1
-    figure, axes = plt.subplots(len(lines), len(lines[0]), squeeze=False, sharey=True,
-                                sharex="all" if len(values) == 1 else "col",
-                                figsize=(width * len(lines[0]) + 1.4, len(lines) * (0.28 * len(places) + 0.55) + 0.5))
-    for line, panels in zip(axes, lines):
-        for axis, (pair, value) in zip(line, panels):
+    figure, axes = plt.subplots(len(pairs), len(values), squeeze=False, sharey=True, sharex="col",
+                                figsize=(3.1 * len(values) + 1.4, len(pairs) * (0.28 * len(places) + 0.55) + 0.5))
+    for line, pair in zip(axes, pairs):
+        for axis, value in zip(line, values):
             axis.axvline(0, color=GRAY, linewidth=1)
             for y, place in enumerate(reversed(places)):
                 _one(axis, y, data[(data["pair"] == pair) & (data["value"] == value) & (data["place"] == place)])
-            axis.set_title(pair if len(values) == 1 else f"{IN_WORDS[value]}: {pair}", fontsize=9)
+            axis.set_title(f"{IN_WORDS[value]}: {pair}", fontsize=9)
             axis.set_ylim(-0.6, len(places) - 0.4)
         line[0].set_yticks(range(len(places)), [NAMES.get(place, place) for place in reversed(places)], fontsize=8)
     for axis in axes[-1]:
-        axis.set_xlabel(xlabel)
+        axis.set_xlabel("difference, points")
     return figure
 
 

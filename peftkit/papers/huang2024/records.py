@@ -8,9 +8,10 @@ import pandas as pd
 from ...errors import choose
 from ...studies import Record
 from ..records import records_of
-from .study import CAPTIONS, LAYERS, MAIN, SOURCES, STUDIES, TARGETS, TIERS, row_of, studies
+from .study import CAPTIONS, MAIN, SOURCES, STUDIES, TARGETS, TIERS, row_of, studies
 
 PATHS_STUDY = f"{MAIN}-paths"
+INTEGERS = {"seed": "Int64", "layers": "Int64"}  # seed is empty for zero-shot, layers where all blocks are trained
 
 
 def study_records(name: str, tier: str, runs: str = "committed") -> list[Record]:
@@ -35,13 +36,13 @@ def measures(target: float, sources: Iterable[float]) -> dict[str, float]:
 
 
 def tidy(records: Iterable[Record]) -> pd.DataFrame:
-    """A row a tested model, in the order of TARGETS: study, base, row, target, seed (empty for zero-shot), epoch, layers,
-    T, S, H, O, a column a source, trainable (parameters), learning_rate, seconds (of training), smallest_share and
-    largest_share (of entries that SPIDER selects, over tensors and epochs).
+    """A row a tested model, in the order of TARGETS: study, base, row, target, seed (empty for zero-shot), epoch, layers
+    (empty where all are trained), T, S, H, O, a column a source, trainable (parameters), learning_rate, seconds (of
+    training), smallest_share and largest_share (of entries that SPIDER selects, over tensors and epochs).
 
     Scores are in [0, 1]; of captions a tenth of CIDEr-D, so that no target drives the means by its scale.
     """
-    frame = pd.DataFrame([row for record in records for row in _rows(record)]).astype({"seed": "Int64"})
+    frame = pd.DataFrame([row for record in records for row in _rows(record)]).astype(INTEGERS)
     return frame.sort_values("target", key=lambda names: names.map(TARGETS.index), kind="stable", ignore_index=True)
 
 
@@ -49,7 +50,7 @@ def _rows(record: Record) -> list[dict]:
     config, train, metrics = record.config, record.content["train_info"], record.content["metrics"]
     shares = [share for look in metrics["looks"] for share in look.get("selected", {}).values()]
     shared = {**{name: config[name] for name in ("study", "base", "seed")}, "target": config["task"],
-              "layers": config["options"].get("layers", LAYERS), "learning_rate": config["train"].get("learning_rate"),
+              "layers": config["options"].get("layers"), "learning_rate": config["train"].get("learning_rate"),
               "trainable": train["num_trainable_params"], "seconds": train["train_time"],
               "smallest_share": min(shares, default=None), "largest_share": max(shares, default=None)}
     last = metrics["looks"][-1]["epoch"]
@@ -79,25 +80,32 @@ def source_at(level: float, path: pd.DataFrame) -> float | None:
     path: T and S in the order of the looks, the untouched base first.
     """
     points = list(zip(path["T"], path["S"]))
+    if points and points[0][0] >= level:
+        return points[0][1]
     for (t, s), (later_t, later_s) in zip(points, points[1:]):
         if t < level <= later_t:
             return s + (later_s - s) * (level - t) / (later_t - t)
-    return points[0][1] if points and points[0][0] >= level else None
+    return None
 
 
-def equal_t(frame: pd.DataFrame) -> pd.DataFrame:
-    """What each row keeps of the sources at a target score that all rows reach: base, target, row, seed, T, S, rate.
+def equal_t(frame: pd.DataFrame, share: float = 1.0) -> pd.DataFrame:
+    """What each row keeps of the sources at a target score that all rows reach: base, target, row, seed, T,
+    learning_rate, S.
 
-    frame: of `tidy`, with study huang2024-paths and the zero-shot row of the main study, where all paths start. T, of a
-    base and target, is the highest that every row reaches on all seeds at one of its rates; of the rates that reach
-    it, a row gets the one that keeps most in the mean over seeds.
+    frame: of `tidy`, with study huang2024-paths and the zero-shot row of the main study, where all paths start. The
+    highest common T, of a base and target, is what every row reaches on all seeds at one of its rates; T lies `share`
+    of the way there from the untouched base. Of the rates that reach it, a row gets the one that keeps most in the
+    mean over seeds.
     """
     found = []
     paths = frame[frame["study"] == PATHS_STUDY]
     for (base, target), part in paths.groupby(["base", "target"], sort=False):
         start = frame[(frame["row"] == "zero-shot") & (frame["base"] == base) & (frame["target"] == target)].head(1)
-        reached = part.groupby(["row", "learning_rate", "seed"])["T"].max().groupby(["row", "learning_rate"]).min()
-        level = reached.groupby("row").max().min()
+        if start.empty:
+            continue
+        reached = part.pivot_table("T", ["row", "learning_rate"], "seed", "max").min(axis=1, skipna=False)
+        top = reached.groupby("row").max().min()
+        level = share * top + (1 - share) * min(start["T"].iloc[0], top)
         kept = [{"base": base, "target": target, "row": row, "seed": seed, "T": level, "learning_rate": rate,
                  "S": source_at(level, pd.concat([start, path.sort_values("epoch")]))}
                 for (row, rate, seed), path in part.groupby(["row", "learning_rate", "seed"], sort=False)

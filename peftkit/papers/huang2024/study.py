@@ -39,7 +39,9 @@ ROWS: dict[str, tuple[str, dict]] = {
     "DoRA": ("dora", SIZES["lora"]),
     "adapter": ("adapter", SIZES["adapter"]),
 }
-AFTERWARDS = ("merge at the end", "DARE", "grafting", "Model Tailor")  # made of what `full` has trained
+PUT_BACK = "full, projector put back"
+AFTERWARDS = ("merge at the end", "DARE", "grafting", "Model Tailor", PUT_BACK)  # made of what `full` has trained
+CONTROLS = ("full, frozen projector", "SPIDER, frozen projector", PUT_BACK)  # our arms: no rivals
 RELEASED = "L2, as released"
 WHOLE = {"lora": RATES["lora"], "dora": RATES["lora"], "adapter": RATES["adapter"]}
 GENERAL = ("zero-shot", "full", "SPIDER", "random mask")  # on the other bases
@@ -47,6 +49,7 @@ PATHS = {  # row -> its learning rates; the middle one is the geometric mean
     **dict.fromkeys(("full", "SPIDER", "L2-SP", "random mask"), (1e-3, 1.7e-3, RATE)),
     "LoRA": (3e-3, 5.5e-3, WHOLE["lora"]["learning_rate"])}
 PATH_TARGETS = ("flickr30k", "iconqa_txt")  # one of each kind
+LEVELS = tuple(n / 20 for n in range(10, 21))  # of the way from the untouched base's T to the highest common one
 DEPTHS = (1, 4)  # blocks; LAYERS itself is in the main study
 
 

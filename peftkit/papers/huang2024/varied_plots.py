@@ -5,18 +5,21 @@ Scores are drawn in points; each drawing takes tidy data and returns the figure,
 from collections.abc import Mapping
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from ..zhou2024.watched_plots import MEAN, over_seeds
+from ..tidy import MEAN, over_seeds
 from .plots import GRAY, IN_WORDS, NAMES, STYLE, legend
-from .records import PATHS_STUDY
-from .study import LAYERS, MAIN
+from .records import PATHS_STUDY, equal_t
+from .study import LAYERS, LEVELS, MAIN
 
 RATE_STYLE = [  # the largest first
     {"linestyle": "-", "linewidth": 1.8, "markersize": 7}, {"linestyle": "--", "linewidth": 1.2, "markersize": 5},
     {"linestyle": ":", "linewidth": 1, "markersize": 4, "alpha": 0.8}]
+FLOOR, TICKS = 102, (0, 20, 40, 50, 60, 70, 80, 90, 95, 97, 99)  # of the axis of what is lost
+
 
 def paths(frame: pd.DataFrame) -> pd.DataFrame:
     """Means over seeds along each path, from the untouched base on: target, row, learning_rate, epoch, T, S; points."""
@@ -39,15 +42,29 @@ def depths(frame: pd.DataFrame, base: str) -> pd.DataFrame:
     return over_seeds(rows.assign(score=100 * rows["score"].astype(float)), ["target", "method", "layers", "value"])
 
 
+def over_levels(frame: pd.DataFrame) -> pd.DataFrame:
+    """SPIDER minus each other row in S at equal T, paired by seed: target, rival, share (of the way to the highest
+    common T, in percent; LEVELS), T, score (mean), low, high (95 % t interval); points."""
+    found = []
+    for share in LEVELS:
+        kept = equal_t(frame, share).pivot(index=["target", "T", "seed"], columns="row", values="S")
+        gaps = -100 * kept.drop(columns="SPIDER").sub(kept["SPIDER"], axis=0)
+        found.append(gaps.reset_index().melt(["target", "T", "seed"], var_name="rival", value_name="score")
+                     .assign(share=round(100 * share)))
+    data = over_seeds(pd.concat(found, ignore_index=True), ["target", "rival", "share", "T"])
+    return data[data["row"] == MEAN].drop(columns="row").assign(T=lambda rows: 100 * rows["T"])
+
+
 # ---- drawings --------------------------------------------------------------------------------------------------------
 
 def path_lines(data: pd.DataFrame, levels: Mapping[str, float]) -> Figure:
-    """S against T after every epoch, a line a path from the untouched base on; the thinner, the smaller its rate.
+    """S against T after every epoch, a line a path from the untouched base on; the thinner, the smaller its rate. The
+    axis of S is logarithmic in what is lost: near 100, where most paths are, a point takes most room.
 
-    data: of `paths`; levels: target -> T at which rows are compared, an upright dashed line.
+    data: of `paths`; levels: target -> the highest T at which rows are compared, an upright dashed line.
     """
     targets = list(data["target"].unique())
-    figure, axes = plt.subplots(1, len(targets), figsize=(4.9 * len(targets), 4.2), squeeze=False)
+    figure, axes = plt.subplots(1, len(targets), figsize=(4.2 * len(targets), 4.3), squeeze=False)
     for axis, target in zip(axes.flat, targets):
         part = data[data["target"] == target]
         for (row, rate), path in part.groupby(["row", "learning_rate"], sort=False):
@@ -55,19 +72,38 @@ def path_lines(data: pd.DataFrame, levels: Mapping[str, float]) -> Figure:
             path = path.sort_values("epoch")
             axis.plot(path["T"], path["S"], **STYLE[row] | RATE_STYLE[rates.index(rate)])
         axis.plot(*part.loc[part["epoch"] == 0, ["T", "S"]].iloc[0], **STYLE["zero-shot"], markersize=9)
-        if target in levels:
-            axis.axvline(levels[target], color=GRAY, linestyle="--", linewidth=1)
-        axis.set(title=NAMES[target], xlabel="T: target, points", ylabel="S: sources, points")
+        axis.axvline(levels[target], color=GRAY, linestyle="--", linewidth=1)
+        axis.set_yscale("function", functions=(lambda s: -np.log(FLOOR - s), lambda y: FLOOR - np.exp(-y)))
+        axis.set(title=NAMES[target], xlabel="T: target, points", yticks=TICKS, ylim=(part["S"].min() - 3, 100.4))
+    axes[0, 0].set_ylabel("S: sources, points")
     lines = [Line2D([], [], **style | {"color": GRAY, "marker": ""}, label=label)
              for style, label in zip(RATE_STYLE, ("largest rate", "middle rate", "smallest rate"))]
     legend(figure, ["zero-shot", *dict.fromkeys(data["row"])], lines, columns=3)
     return figure
 
 
+def level_lines(data: pd.DataFrame) -> Figure:
+    """SPIDER minus each rival in S, over the T at which they are compared; fields are 95 % t intervals.
+
+    data: of `over_levels`.
+    """
+    targets = list(data["target"].unique())
+    figure, axes = plt.subplots(1, len(targets), figsize=(4.2 * len(targets), 3.2), squeeze=False)
+    for axis, target in zip(axes.flat, targets):
+        axis.axhline(0, color=GRAY, linewidth=1)
+        for rival, line in data[data["target"] == target].groupby("rival", sort=False):
+            axis.fill_between(line["T"], line["low"], line["high"], color=STYLE[rival]["color"], alpha=0.2, linewidth=0)
+            axis.plot(line["T"], line["score"], **STYLE[rival] | {"markersize": 5})
+        axis.set(title=NAMES[target], xlabel="T at which rows are compared, points")
+    axes[0, 0].set_ylabel("S: SPIDER − row, points")
+    legend(figure, list(dict.fromkeys(data["rival"])))
+    return figure
+
+
 def by_depth(data: pd.DataFrame) -> Figure:
     """T (left) and S (right) by the number of tuned blocks; a row of panels a target. data: of `depths`."""
     targets = list(data["target"].unique())
-    figure, axes = plt.subplots(len(targets), 2, figsize=(7.5, 2.6 * len(targets) + 0.5), squeeze=False, sharex=True)
+    figure, axes = plt.subplots(len(targets), 2, figsize=(7, 2.3 * len(targets) + 0.5), squeeze=False, sharex=True)
     for line, target in zip(axes, targets):
         for axis, value in zip(line, ("T", "S")):
             part = data[(data["target"] == target) & (data["value"] == value)]

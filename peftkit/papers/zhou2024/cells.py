@@ -15,7 +15,8 @@ import pandas as pd
 
 from ...errors import PeftkitError, choose
 from ..cells import Cell, Cells, require_columns
-from .printed import NAMES, printed_table, read_names
+from ..tidy import read_names
+from .printed import NAMES, printed_table
 from .shares import LANGUAGE, paper_shares
 from .study import FULL, SEEN, SIZES, UNSEEN
 from .tables import COUNTERPARTS, DATASETS, MODELS, UNTRAINED

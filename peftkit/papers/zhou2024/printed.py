@@ -1,10 +1,10 @@
 """The paper's printed numbers."""
-import csv
 from pathlib import Path
 
 import pandas as pd
 
-from ...errors import PeftkitError, choose
+from ...errors import choose
+from ..tidy import read_names
 
 _TABLES = Path(__file__).parent / "tables"
 METHODS = {"prefix": "prefix-peft"}  # the paper's name -> ours: it used peft's own prefix tuning
@@ -24,24 +24,6 @@ def printed_table(name: str) -> pd.DataFrame:
     names = sorted(path.stem for path in _TABLES.glob("*.csv"))
     table = read_names(_TABLES / f"{choose('table of zhou2024', name, names)}.csv", NAMES)
     return table.replace({"method": METHODS}) if "method" in table else table
-
-
-def read_names(path: str | Path, accepted: dict[str, tuple[str, ...]]) -> pd.DataFrame:
-    """A tidy CSV whose columns in `accepted` hold those names only (columns it lacks are not asked for).
-
-    Raises PeftkitError that tells file, line and the accepted names, or that there is no such file.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise PeftkitError(f"no file {path}")
-    with path.open(newline="", encoding="utf-8") as file:
-        for row in (reader := csv.DictReader(file)):
-            for column in accepted.keys() & row.keys():
-                try:
-                    choose(column, row[column], accepted[column])
-                except PeftkitError as error:
-                    raise PeftkitError(f"{path.name}, line {reader.line_num}: {error}") from None
-    return pd.read_csv(path)
 
 
 def unseen_and_seen(scores: pd.DataFrame, unseen: tuple[str, ...], seen: tuple[str, ...]) -> pd.DataFrame:

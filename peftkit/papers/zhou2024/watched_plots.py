@@ -1,6 +1,6 @@
 """What else tuning does (notebook 03c): rows for drawing, our side and the paper's in one shape, and the figures.
 
-Rows hold the score of a seed, in points; `over_seeds` adds means with intervals. `peftkit.figures.save` keeps figures.
+Rows hold the score of a seed, in points; `over_seeds` of `peftkit.papers.tidy` adds means with intervals.
 """
 from collections.abc import Mapping, Sequence
 from itertools import product
@@ -16,14 +16,13 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from ...data.scenes import Scenes
 from ...figures import METHOD_STYLE
-from ...stats import mean_interval
 from ..cells import Cells
 from ..claims import UNRESOLVED
+from ..tidy import MEAN
 from .plots import GRAY, LABELS, LINES, METHODS, NAMES
 from .records import PAST
 from .tables import UNTRAINED
 
-MEAN = "mean"  # in column `row`; other rows are single seeds
 ROWS = ["side", "method", "task", "setting", "seed", "score"]
 INVENTED, RECALL, NAMED = "captions that invent, %", "things recalled, %", "things named per caption"  # of `spoken`
 SHARES = (0.01, 0.1, 0.3, 1, 3, 10, 30)  # percent, ticks
@@ -40,21 +39,6 @@ def rows_of(sides: Mapping[str, Cells], study: str, tasks: Sequence[str], settin
              for (side, cells), method, task, setting in product(sides.items(), METHODS, tasks, settings)
              for seed, score in cells.mean(study, model, method, "tuned", task, setting).items()]
     return pd.DataFrame(found, columns=ROWS).astype({"score": float})
-
-
-def over_seeds(rows: pd.DataFrame, by: Sequence[str], value: str = "score") -> pd.DataFrame:
-    """Mean of `value` over all rows of each group, then the rows' means by seed.
-
-    Columns: by, row ("mean" or the seed), score, low, high. low and high: 95 % Student-t interval over seeds; empty
-    for single seeds and where there is one only.
-    """
-    by, found = list(by), []
-    for keys, part in rows.groupby(by, sort=False, dropna=False):
-        seeds = part.groupby("seed", dropna=False)[value].mean().dropna()
-        interval = mean_interval(seeds) if len(seeds) > 1 else None
-        found.append((*keys, MEAN, seeds.mean(), *((interval.low, interval.high) if interval else (nan, nan))))
-        found += [(*keys, str(seed), score, nan, nan) for seed, score in seeds.items()]
-    return pd.DataFrame(found, columns=[*by, "row", "score", "low", "high"]).astype({"score": float})
 
 
 def from_the_mean(rows: pd.DataFrame, by: Sequence[str] = ("side", "task")) -> pd.DataFrame:

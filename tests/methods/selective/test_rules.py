@@ -161,8 +161,15 @@ def test_a_method_without_a_rule_has_none_and_another_adapter_has_its_own(toy):
     model = toy("random-mask", share=0.5)
     model.add_adapter("second", toy("l2-sp", strength=0.1).peft_config["default"])
     first, second = rule_of(model), rule_of(model, adapter_name="second")
+    model.set_adapter("second")
+    assert type(rule_of(model)) is RULES["l2-sp"]
     assert (type(first), type(second)) == (RULES["random-mask"], RULES["l2-sp"])
     assert not {id(t.weight) for t in first.tensors} & {id(t.weight) for t in second.tensors}
+
+
+def test_trained_weights_that_were_cast_are_refused(toy):
+    with pytest.raises(PeftkitError, match="trained in torch.bfloat16; accepted: torch.float32"):
+        rule_of(toy("spider").bfloat16())
 
 
 @pytest.mark.parametrize("method, options, message", [

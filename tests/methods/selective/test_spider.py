@@ -53,6 +53,21 @@ def test_importance_is_zero_for_zeros_and_a_half_for_equal_entries():
     assert torch.equal(importance(torch.tensor([-7.0])), torch.tensor([0.5]))
 
 
+@pytest.mark.parametrize("value", [0.1, 0.7, 1.1])
+@pytest.mark.parametrize("entries", [1, 10, 96, 4096])
+def test_equal_entries_are_equal_in_spite_of_rounding(value, entries):
+    assert torch.equal(importance(torch.full((entries,), value)), torch.full((entries,), 0.5))
+
+
+@pytest.mark.parametrize("kind", ["weighted", "binary"])
+def test_the_rule_has_the_mask_that_was_asked_for(tiny_llava, kind):
+    rule = rule_of(peftkit.inject(copy.deepcopy(tiny_llava.model), "spider", layers=1, mask=kind))
+    for number, tensor in enumerate(rule.tensors):
+        rule.sums[tensor.name] = torch.randn(tensor.weight.shape, generator=torch.Generator().manual_seed(number))
+        expected = selection_mask(tensor.start(), rule.sums[tensor.name], kind == "weighted")
+        assert torch.equal(rule.mask(tensor), expected) and expected.any()
+
+
 def test_an_entry_far_below_all_others_does_no_harm():
     start, accumulated = torch.ones(ENTRIES), torch.ones(ENTRIES)
     start[0] = accumulated[0] = 0.0  # z is -632: both importances are zero, and so is their sum
@@ -209,6 +224,26 @@ def test_micro_batches_give_the_masks_of_the_whole_batch(tiny_llava, rows, monke
     share = [(a > 0).eq(b > 0).float().mean() for a, b in zip(sum(whole, []), sum(parts, []))]
     assert min(share) > 0.99  # rounding may move an entry over the line
     assert torch.stack([(a - b).abs().mean() for a, b in zip(ours, plain)]).max() < 1e-5
+
+
+@pytest.mark.parametrize("settings", [{"batch_size": 2, "accumulation": 2}, {"max_grad_norm": 1e-9}])
+def test_the_sum_of_gradients_ignores_micro_batches_and_clipping(tiny_llava, rows, monkeypatch, settings):
+    order = sorted(range(len(rows.answers)), key=lambda row: len(rows.answers[row]))
+    chosen = [*order[:2], *order[-2:]]  # answers of unequal length: the mean over batches is not that of the batch
+    unequal = dataclasses.replace(rows, **{name: [getattr(rows, name)[row] for row in chosen] for name in (
+        "prompts", "answers", "references", "question_ids", "picture_ids")},
+        pictures={name: value[chosen] for name, value in rows.pictures.items()})
+    sums = []
+    for changed in ({}, settings):
+        found, after = [], MaskRule.after_step
+        with monkeypatch.context() as watched:
+            watched.setattr(MaskRule, "after_step", lambda rule: (found.append(rule.state_dict()), after(rule)))
+            model = peftkit.inject(copy.deepcopy(tiny_llava.model), "spider", layers=1, connector="tuned")
+            config = dataclasses.replace(CONFIG, **changed)
+            train(model, tiny_llava.processor, dataclasses.replace(unequal), config)
+        sums.append(found[0])
+    for name, total in sums[0].items():
+        torch.testing.assert_close(sums[1][name], total, rtol=0, atol=1e-5 * total.abs().max().item())
 
 
 def test_gradient_checkpointing_changes_nothing(tiny_llava, rows, monkeypatch):
