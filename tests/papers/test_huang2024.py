@@ -40,7 +40,7 @@ def configs(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("name, runs", [
     ("huang2024", 4 * (13 * 5 + 1) + 2 * 4 * (3 * 5 + 1)), ("huang2024-released", 4 * 5),
-    ("huang2024-paths", 5 * 2 * 3 * 5), ("huang2024-layers", 2 * 2 * 2 * 5)])
+    ("huang2024-paths", 5 * 2 * 2 * 5), ("huang2024-layers", 2 * 2 * 2 * 5)])
 def test_every_study_has_its_runs_once(name, runs, configs):
     hashes = [hash_config(config) for config in configs(name)]
     assert len(hashes) == len(set(hashes)) == runs
@@ -119,21 +119,21 @@ def test_o_is_the_average_of_the_sister_papers_rerun():
 
 @pytest.fixture(scope="module")
 def ran():
-    """A real run at the smallest size: row, study -> its record. 8 examples, two steps of two epochs."""
+    """A real run at the smallest size: row, study, target -> its record. 8 examples, two steps of two epochs."""
     kept, base_hash = {}, load("tiny-llava-s").hash
 
-    def run(row, study="huang2024"):
-        if (row, study) not in kept:
+    def run(row, study="huang2024", target="scienceqa"):
+        if (row, study, target) not in kept:
             method, options = ROWS[row]
             train = {"epochs": 2, "batch_size": 4, "learning_rate": 3e-3} if method != "none" else {}
             options = {"connector": "tuned", "layers": 2} | options if method != "none" else {}
             config = {"study": study, "base": "tiny-llava-s", "base_hash": base_hash, "method": method,
-                      "options": options, "task": "iconqa_txt", "train_size": 8, "test_size": 8,
+                      "options": options, "task": target, "train_size": 8, "test_size": 8,
                       "seed": 7 if train else None, "train": train}
             parts, predictions = run_one(config)
             content = {"run_info": {"config": config, "config_hash": hash_config(config)}, **parts}
-            kept[row, study] = Record(content, predictions)
-        return kept[row, study]
+            kept[row, study, target] = Record(content, predictions)
+        return kept[row, study, target]
 
     return run
 
@@ -142,7 +142,7 @@ def test_a_full_run_is_tested_on_five_tasks_and_serves_the_rows_that_are_made_of
     record, untouched = ran("full"), ran("zero-shot")
     frame = tidy([untouched, record])
     assert list(frame["row"]) == ["zero-shot", "full", *AFTERWARDS]
-    assert frame["seed"].isna().tolist() == [True] + [False] * (1 + len(AFTERWARDS)) and set(frame["target"]) == {"iconqa_txt"}
+    assert frame["seed"].isna().tolist() == [True] + [False] * (1 + len(AFTERWARDS)) and set(frame["target"]) == {"scienceqa"}
     assert (frame[list(SOURCES)].mean(axis=1) - frame["S"]).abs().max() < 1e-12
     assert frame.set_index("row").loc["full", "T"] == pytest.approx(record.predictions["score"].mean())
     assert frame.set_index("row").loc["zero-shot", ["trainable", "epoch"]].tolist() == [0, 0]
@@ -150,10 +150,19 @@ def test_a_full_run_is_tested_on_five_tasks_and_serves_the_rows_that_are_made_of
 
 
 def test_only_full_tuning_serves_them_and_only_paths_are_tested_after_every_epoch(ran):
-    spider, path = ran("SPIDER"), ran("SPIDER", "huang2024-paths")
+    spider, path = ran("SPIDER"), ran("SPIDER", "huang2024-paths", "scienceqa")
     assert tidy([spider])["row"].tolist() == ["SPIDER"] and tidy([path])["epoch"].tolist() == [1, 2]
     assert tidy([path])["S"].tolist()[-1] == tidy([spider])["S"].item()  # looking changes nothing
     assert path.content["train_info"]["losses"] == spider.content["train_info"]["losses"]
+
+
+def test_a_run_of_the_main_study_that_lies_on_a_path_is_a_run_of_the_paths_too(ran):
+    both = tidy([ran("SPIDER", target="iconqa_txt")])
+    alone = tidy([ran("SPIDER", "huang2024-paths", "iconqa_txt")])
+    assert both["study"].tolist() == ["huang2024-paths", "huang2024-paths", "huang2024"]
+    assert both["epoch"].tolist() == [1, 2, 2]
+    pd.testing.assert_frame_equal(both.head(2).drop(columns="seconds"), alone.drop(columns="seconds"))
+    assert both["S"].tolist()[1] == both["S"].tolist()[2]
 
 
 def test_the_released_penalty_is_applied_in_its_study_alone(ran, monkeypatch):

@@ -8,7 +8,7 @@ import pandas as pd
 from ...errors import choose
 from ...studies import Record
 from ..records import records_of
-from .study import CAPTIONS, MAIN, SOURCES, STUDIES, TARGETS, TIERS, row_of, studies
+from .study import CAPTIONS, MAIN, SOURCES, STUDIES, TARGETS, TIERS, on_a_path, row_of, studies
 
 PATHS_STUDY = f"{MAIN}-paths"
 INTEGERS = {"seed": "Int64", "layers": "Int64"}  # seed is empty for zero-shot, layers where all blocks are trained
@@ -36,9 +36,10 @@ def measures(target: float, sources: Iterable[float]) -> dict[str, float]:
 
 
 def tidy(records: Iterable[Record]) -> pd.DataFrame:
-    """A row a tested model, in the order of TARGETS: study, base, row, target, seed (empty for zero-shot), epoch, layers
-    (empty where all are trained), T, S, H, O, a column a source, trainable (parameters), learning_rate, seconds (of
-    training), smallest_share and largest_share (of entries that SPIDER selects, over tensors and epochs).
+    """A row a tested model, in the order of TARGETS; one of the main study that lies on a path has a second row with the
+    paths' study. Columns: study, base, row, target, seed (empty for zero-shot), epoch, layers (empty where all are
+    trained), T, S, H, O, a column a source, trainable (parameters), learning_rate, seconds (of training),
+    smallest_share and largest_share (of entries that SPIDER selects, over tensors and epochs).
 
     Scores are in [0, 1]; of captions a tenth of CIDEr-D, so that no target drives the means by its scale.
     """
@@ -49,21 +50,23 @@ def tidy(records: Iterable[Record]) -> pd.DataFrame:
 def _rows(record: Record) -> list[dict]:
     config, train, metrics = record.config, record.content["train_info"], record.content["metrics"]
     shares = [share for look in metrics["looks"] for share in look.get("selected", {}).values()]
-    shared = {**{name: config[name] for name in ("study", "base", "seed")}, "target": config["task"],
+    shared = {"base": config["base"], "seed": config["seed"], "target": config["task"],
               "layers": config["options"].get("layers"), "learning_rate": config["train"].get("learning_rate"),
               "trainable": train["num_trainable_params"], "seconds": train["train_time"],
               "smallest_share": min(shares, default=None), "largest_share": max(shares, default=None)}
-    last = metrics["looks"][-1]["epoch"]
-    scored = [(row_of(config), look["epoch"], look) for look in metrics["looks"] if config["task"] in look]
-    scored += [(row, last, scores) for row, scores in metrics["afterwards"].items()]
-    return [{"row": row, "epoch": epoch, **shared, **{name: scores[name] for name in SOURCES},
-             **measures(scores[config["task"]], (scores[name] for name in SOURCES))} for row, epoch, scores in scored]
+    looks, last = [look for look in metrics["looks"] if config["task"] in look], metrics["looks"][-1]
+    scored = [(PATHS_STUDY, row_of(config), look) for look in looks if on_a_path(config)]
+    if config["study"] != PATHS_STUDY:
+        afterwards = {row: {"epoch": last["epoch"]} | scores for row, scores in metrics["afterwards"].items()}
+        scored += [(config["study"], row, look) for row, look in ({row_of(config): last} | afterwards).items()]
+    return [{"study": study, "row": row, "epoch": look["epoch"], **shared, **{name: look[name] for name in SOURCES},
+             **measures(look[config["task"]], (look[name] for name in SOURCES))} for study, row, look in scored]
 
 
 def averages(frame: pd.DataFrame, base: str, scale: float = 1.0) -> pd.DataFrame:
     """T, S, H, O of every row in the mean of targets and seeds, in points; the highest O first.
 
-    scale: of the captions' T before H and O are formed: 10 gives the paper's CIDEr x 100.
+    scale: of the captions' T before H and O are formed: 10 gives CIDEr x 100, presumably the paper's.
     """
     main = frame[frame["study"].isin((MAIN, f"{MAIN}-released")) & (frame["base"] == base)]
     t = (main["T"] * np.where(main["target"].isin(CAPTIONS), scale, 1)).astype(float)

@@ -1,8 +1,8 @@
 """One run: trained on its target; tested on the target and on the four sources.
 
-The record's metrics hold `looks`, a row an epoch: epoch; in the last one, and in all of huang2024-paths, the score of
-each of the five tasks; of SPIDER `selected`, each tensor's share of entries that differ from the base's. `full` in
-the main study has `afterwards` too: a row's name -> the five scores.
+The record's metrics hold `looks`, a row an epoch: epoch; in the last one, and in all of a path's (`on_a_path`), the
+score of each of the five tasks; of SPIDER `selected`, each tensor's share of entries that differ from the base's.
+`full` in the main study has `afterwards` too: a row's name -> the five scores.
 """
 import copy
 from pathlib import Path
@@ -20,7 +20,7 @@ from ...studies.run import machine, of_training, of_untrained
 from ...training import TrainConfig, train
 from ..splits import frozen_base, split
 from .afterwards import each_afterwards, pull_as_released, summed_gradients
-from .study import BASE, MAIN, RELEASED, SOURCES, row_of
+from .study import BASE, MAIN, RELEASED, SOURCES, on_a_path, row_of
 
 
 def run_one(config: dict, checkpoints: Path | None = None) -> tuple[dict, pd.DataFrame]:
@@ -57,7 +57,7 @@ def trained_on_target(model: PeftModel, base: Base, config: dict) -> tuple[dict,
         pull_as_released(model)
 
     def watch(epoch: int) -> None:
-        scored = config["study"] == f"{MAIN}-paths" and epoch < settings.epochs
+        scored = on_a_path(config) and epoch < settings.epochs
         looks.append({"epoch": epoch, **(_scores(tested(model, config)) if scored else {}),
                       **({"selected": selected(model)} if config["method"] == "spider" else {})})
 

@@ -2,7 +2,7 @@
 
     huang2024            every row of the comparison; on the other bases those that generality asks for (C2 to C4, C8)
     huang2024-released   the L2 penalty as the authors' code has it (facts, section 4), in the place of none
-    huang2024-paths      some rows at three rates, tested after every epoch: what is left at equal target score?
+    huang2024-paths      some rows at smaller rates, tested after every epoch: what is left at equal target score?
     huang2024-layers     one and four blocks tuned in the place of two
 """
 from dataclasses import dataclass
@@ -45,7 +45,7 @@ CONTROLS = ("full, frozen projector", "SPIDER, frozen projector", PUT_BACK)  # o
 RELEASED = "L2, as released"
 WHOLE = {"lora": RATES["lora"], "dora": RATES["lora"], "adapter": RATES["adapter"]}
 GENERAL = ("zero-shot", "full", "SPIDER", "random mask")  # on the other bases
-PATHS = {  # row -> its learning rates; the middle one is the geometric mean
+PATHS = {  # row -> its learning rates; the middle one is the geometric mean, the largest that of the main study
     **dict.fromkeys(("full", "SPIDER", "L2-SP", "random mask"), (1e-3, 1.7e-3, RATE)),
     "LoRA": (3e-3, 5.5e-3, WHOLE["lora"]["learning_rate"])}
 PATH_TARGETS = ("flickr30k", "iconqa_txt")  # one of each kind
@@ -82,9 +82,9 @@ def released(tier: Tier, store: RunStore) -> list[Study]:
 
 
 def paths(tier: Tier, store: RunStore) -> list[Study]:
-    """Every row of PATHS at each of its rates: three grids."""
+    """Every row of PATHS at its two smaller rates. The runs of the largest are those of the main study."""
     grids = []
-    for rates in zip(*PATHS.values()):
+    for rates in list(zip(*PATHS.values()))[:-1]:
         chosen = {ROWS[row][0]: {"learning_rate": rate} for row, rate in zip(PATHS, rates)}
         grids.append(_study("huang2024-paths", BASE, tier, store, tuple(PATHS), targets=PATH_TARGETS, settings=chosen))
     return grids
@@ -112,6 +112,12 @@ def row_of(config: dict) -> str:
         return RELEASED
     names = {_key(*row): name for name, row in ROWS.items()}
     return names[choose("configuration of a row", _key(config["method"], config["options"]), names)]
+
+
+def on_a_path(config: dict) -> bool:
+    """Whether a run is tested after every epoch: those of huang2024-paths, and those of the main study beside them."""
+    beside = config["study"] == MAIN and config["base"] == BASE and config["task"] in PATH_TARGETS
+    return config["study"] == f"{MAIN}-paths" or beside and row_of(config) in PATHS
 
 
 def _key(method: str, options: dict) -> str:
