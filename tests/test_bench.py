@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from peftkit import bench
-from peftkit.bench import evaluation, gpu, grid, pairs, shapes, spider, trainer
+from peftkit.bench import evaluation, gpu, grid, pairs, shapes, spider, steps, trainer
 from peftkit.bench.flops import matrix_rate, step_flops
 from peftkit.errors import PeftkitError
 from peftkit.training import TrainConfig
@@ -68,10 +68,10 @@ def test_bench_gpu_runs_to_its_end_where_its_device_is_the_cpu(small):
 
 
 def test_bench_spider_is_the_seconds_of_spider_over_those_of_full_tuning(monkeypatch):
-    monkeypatch.setattr(spider, "STEPS", 1)
+    monkeypatch.setattr(steps, "STEPS", 1)
     assert (bench.bench_spider(repeats=1) > 0).all(axis=None)
     seconds = {"spider": iter([9, 2, 3, 8]), "language": iter([1, 2, 2, 2])}  # the first pair only warms up
-    monkeypatch.setattr(spider, "_seconds", lambda base, rows, method: next(seconds[method]))
+    monkeypatch.setattr(spider, "seconds_a_step", lambda base, rows, batch, method, **part: next(seconds[method]))
     assert bench.bench_spider(repeats=3).loc["tiny-llava-s"].to_dict() == {"step": 1.5, "fastest": 1, "slowest": 4}
 
 

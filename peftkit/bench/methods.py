@@ -5,15 +5,13 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from ..data import Encoded, encode, task
+from ..data import Encoded
 from ..methods import METHODS, inject, rule_of, trainable_count
 from ..models import Base, load
-from ..training import TrainConfig, train
-from ..training.features import cache_features
 from ..training.forward import answer_loss
+from .steps import ratios, rows_of, seconds_a_step
 
-BATCH, STEPS = 32, 20
-RATE = 1e-4  # small: no method diverges, and the work of a step does not depend on it
+BATCH = 32
 
 
 def bench_methods(base: str = "tiny-llava-s", repeats: int = 5, only: list[str] | None = None) -> pd.DataFrame:
@@ -22,26 +20,17 @@ def bench_methods(base: str = "tiny-llava-s", repeats: int = 5, only: list[str] 
     (bytes kept for one step's backward pass and for weights, gradients and AdamW's moments, relative to the LoRA's).
     """
     base = load(base)
-    base.model.requires_grad_(False)
-    drawn = task("vqav2", train_size=BATCH * STEPS, test_size=1)
-    rows = cache_features(base.model, encode(base.processor, drawn.train, drawn.prompt))
+    rows = rows_of(base, BATCH)
     a_rank = trainable_count(base.model, "lora", rank=1)
     found = []
     for method in tqdm(only or METHODS, desc="methods", unit="method"):
         trainable = trainable_count(base.model, method)
         rank = min(max(1, round(trainable / a_rank)), base.model.config.get_text_config().hidden_size)
-        pairs = [(_seconds(base, rows, method), _seconds(base, rows, "lora", rank=rank)) for _ in range(repeats + 1)]
-        ratios = pd.Series([own / lora for own, lora in pairs[1:]])  # the first pair warms up
+        steps = ratios(lambda: seconds_a_step(base, rows, BATCH, method),
+                       lambda: seconds_a_step(base, rows, BATCH, "lora", rank=rank), repeats)
         memory = _kept(base, rows, method) / _kept(base, rows, "lora", rank=rank)
-        found.append({"method": method, "trainable": trainable, "lora_rank": rank, "step": ratios.median(),
-                      "fastest": ratios.min(), "slowest": ratios.max(), "memory": memory})
+        found.append({"method": method, "trainable": trainable, "lora_rank": rank, **steps, "memory": memory})
     return pd.DataFrame(found).set_index("method").round(2)
-
-
-def _seconds(base: Base, rows: Encoded, method: str, **options) -> float:
-    model = inject(copy.deepcopy(base.model), method, **options)
-    config = TrainConfig(epochs=1, batch_size=BATCH, learning_rate=RATE, progress=False)
-    return (result := train(model, base.processor, rows, config)).seconds / result.steps
 
 
 def _kept(base: Base, rows: Encoded, method: str, **options) -> int:

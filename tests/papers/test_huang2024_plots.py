@@ -117,7 +117,7 @@ def test_paths_start_at_the_untouched_base(frame):
 
 
 def test_at_every_level_spider_stands_against_each_other_row_of_the_paths(frame):
-    data = varied_plots.over_levels(frame)
+    data = varied_plots.over_levels(our_cells(frame))
     assert len(data) == len(LEVELS) * 2 * 4 and set(data["rival"]) == set(PATHS) - {"SPIDER"}
     assert (data["low"] <= data["score"]).all() and (data["score"] <= data["high"]).all()
     top = data[(data["target"] == "flickr30k") & (data["rival"] == "full") & (data["share"] == 100)]
@@ -206,7 +206,7 @@ def test_every_figure_is_drawn_for_all_runs_and_for_those_of_the_smoke_tier(scal
     levels = 100 * equal_t(frame).groupby("target")["T"].first()
     drawn = varied_plots.path_lines(varied_plots.paths(frame), levels)
     assert len(drawn.axes) == min(targets, 2) and len(drawn.axes[0].lines) == 5 * 3 + 2
-    assert len(varied_plots.level_lines(varied_plots.over_levels(frame)).axes) == min(targets, 2)
+    assert len(varied_plots.level_lines(varied_plots.over_levels(our_cells(frame))).axes) == min(targets, 2)
     assert len(varied_plots.by_depth(varied_plots.depths(frame, BASE)).axes) == 2 * min(targets, 2)
 
 

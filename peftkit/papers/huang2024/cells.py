@@ -9,8 +9,9 @@ import pandas as pd
 from ...errors import choose
 from ..cells import Cell, Cells, require_columns
 from ..tidy import read_names
-from .records import INTEGERS, PATHS_STUDY, equal_t
-from .study import AFTERWARDS, BASE, LARGER, LEVELS, MAIN, RELEASED, RESAMPLER, ROWS, STUDIES, TARGETS
+from .records import INTEGERS, equal_t
+from .study import (
+    AFTERWARDS, BASE, COMPARED, LARGER, LEVELS, PATHS_STUDY, RELEASED, RESAMPLER, ROWS, STUDIES, TARGETS)
 
 BASES = (BASE, LARGER, RESAMPLER)
 ALL_ROWS = (*ROWS, RELEASED, *AFTERWARDS)
@@ -29,7 +30,7 @@ def our_cells(frame: pd.DataFrame) -> Cells:
     for column, accepted in NAMES.items():
         for name in frame[column].unique():
             choose(column, name, accepted)
-    main = frame[frame["study"].isin((MAIN, f"{MAIN}-released"))]
+    main = frame[frame["study"].isin(COMPARED)]
     untrained = main["row"] == "zero-shot"
     seeds = main[~untrained][["base", "seed"]].drop_duplicates()
     zero_shot = main[untrained].drop(columns="seed").merge(seeds, on="base")

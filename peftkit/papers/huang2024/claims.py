@@ -1,10 +1,9 @@
-"""What Huang et al. 2024 claim, as code (facts, section 5.3): C1 to C8; and what we ask beside it: T, P, R.
+"""What Huang et al. 2024 claim, as code (facts, section 5.3): C1 to C8; and what we ask beside it: M, T, P, R.
 
 The paper's tables are not known, so there is one side only, and the thresholds are those of the facts, not the paper's.
 """
 from collections.abc import Callable
 from itertools import product
-from math import inf
 from pathlib import Path
 
 import pandas as pd
@@ -12,11 +11,11 @@ import pandas as pd
 from .. import claims
 from ..cells import Cells
 from ..claims import Claim, Effect
-from .cells import our_cells, read_runs
-from .records import PATHS_STUDY, every_run
+from .cells import BASES, our_cells, read_runs
+from .records import every_run
 from .study import (
-    AFTERWARDS, BASE, CAPTIONS, CONTROLS, GENERAL, LARGER, LEVELS, MAIN, PATH_TARGETS, PATHS, PUT_BACK, QUESTIONS,
-    RELEASED, RESAMPLER, ROWS, TARGETS)
+    AFTERWARDS, BASE, CAPTIONS, CONTROLS, GENERAL, LARGER, LEVELS, PATH_TARGETS, PATHS, PATHS_STUDY, PUT_BACK,
+    QUESTIONS, RELEASED, RESAMPLER, ROWS, TARGETS, study_of)
 
 Predicate = Callable[[Cells], dict[str, Effect]]
 
@@ -28,11 +27,11 @@ LEEWAY = -0.5  # points of T that SPIDER may lose and still keep the target (fac
 SHARE = (0.4, 0.6)  # of entries selected (facts, C7)
 
 
-def gains(value: str, first: str, second: str, low: float = 0.0, high: float = inf) -> Predicate:
+def gains(value: str, first: str, second: str) -> Predicate:
     """First minus second row in T, S, H or O, an effect each base and target."""
     def predicate(cells: Cells) -> dict[str, Effect]:
         return {f"{value}: {first} − {second} ({model}, {target})":
-                Effect(_gain(cells, value, first, second, model, target), low, high)
+                Effect(_gain(cells, value, first, second, model, target))
                 for model, target in product(cells.models, TARGETS)}
 
     return predicate
@@ -100,26 +99,24 @@ def saved(arm: str) -> Predicate:
     def predicate(cells: Cells) -> dict[str, Effect]:
         loss = _gain(cells, "S", "zero-shot", "full", BASE, TARGETS)
         gained = _gain(cells, "S", arm, "full", BASE, TARGETS)
-        return {"S: zero-shot − full": Effect(loss), f"S: {arm} − full, minus half of the loss": Effect(gained - loss / 2)}
+        return {"S: zero-shot − full": Effect(loss),
+                f"S: {arm} − full, minus half of the loss": Effect(gained - loss / 2)}
 
     return predicate
 
 
 def inert(cells: Cells) -> dict[str, Effect]:
     """T and S of the released L2 penalty minus full tuning's."""
-    parts = {}
-    for value in "TS":
-        penalized = _mean(cells, value, RELEASED, BASE, TARGETS, study=f"{MAIN}-released")
-        parts[f"{value}: {RELEASED} − full"] = Effect(penalized - _mean(cells, value, "full", BASE, TARGETS), -0.5, 0.5)
-    return parts
+    return {f"{value}: {RELEASED} − full": Effect(_gain(cells, value, RELEASED, "full", BASE, TARGETS), -0.5, 0.5)
+            for value in "TS"}
 
 
-def _mean(cells: Cells, value: str, row: str, model, target, study: str = MAIN) -> pd.Series:
-    return cells.mean(study, model, row, "tuned", target, value=value)
+def _mean(cells: Cells, value: str, row: str, model, target) -> pd.Series:
+    return cells.mean(study_of(row), model, row, "tuned", target, value=value)
 
 
-def _gain(cells: Cells, value: str, first: str, second: str, model, target, study: str = MAIN) -> pd.Series:
-    return _mean(cells, value, first, model, target, study) - _mean(cells, value, second, model, target, study)
+def _gain(cells: Cells, value: str, first: str, second: str, model, target) -> pd.Series:
+    return _mean(cells, value, first, model, target) - _mean(cells, value, second, model, target)
 
 
 def _lead(cells: Cells, value: str, model, target) -> tuple[str, pd.Series]:
@@ -141,10 +138,10 @@ CLAIMS = {claim.id: claim for claim in (
     _claim("C2", "SPIDER forgets less than full tuning, on every model and target.", "abstract",
            gains("S", "SPIDER", "full")),
     _claim("C3", "SPIDER keeps the target: T no more than half a point below full tuning.", "abstract",
-           gain("T", "SPIDER", "full", models=(BASE, LARGER, RESAMPLER), low=LEEWAY),
+           gain("T", "SPIDER", "full", models=BASES, low=LEEWAY),
            note="in the mean of bases and targets: the sentence has no \"each\""),
     _claim("C3.strict", "SPIDER enhances specialization: T above full tuning.", "abstract",
-           gain("T", "SPIDER", "full", models=(BASE, LARGER, RESAMPLER)), note="the abstract's own word"),
+           gain("T", "SPIDER", "full", models=BASES), note="the abstract's own word"),
     _claim("C4", "SPIDER has the best trade-off: H and O are the highest of all rows.", "abstract, inferred",
            best_trade_off, note="the best other row is chosen on the same seeds, which favors it a little"),
     _claim("C5", "Which half of the entries is tuned matters.", "a third party's note", spread_of_halves,

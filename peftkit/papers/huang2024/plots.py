@@ -17,7 +17,7 @@ from matplotlib.lines import Line2D
 from ...figures import METHOD_STYLE
 from ..cells import Cells
 from ..tidy import MEAN, over_seeds
-from .study import AFTERWARDS, MAIN, RELEASED, SOURCES
+from .study import AFTERWARDS, CONTROLS, MAIN, SOURCES, study_of
 
 GRAY, GREEN, SKY, ORANGE, PINK = "#555555", "#009E73", "#56B4E9", "#E69F00", "#CC79A7"
 STYLE = {  # row -> color and marker: rows of one idea share a color
@@ -30,7 +30,8 @@ STYLE = {  # row -> color and marker: rows of one idea share a color
     "gradient mask": {"color": SKY, "marker": ">"},
     "L2-SP": {"color": ORANGE, "marker": "D"},
     "half": {"color": ORANGE, "marker": "p"},
-    **{name: {"color": PINK, "marker": marker} for name, marker in zip(AFTERWARDS[:4], "PXvd")},
+    **{name: {"color": PINK, "marker": marker} for name, marker in
+       zip([name for name in AFTERWARDS if name not in CONTROLS], "PXvd")},
     "LoRA": METHOD_STYLE["lora"],
     "DoRA": {"color": METHOD_STYLE["lora"]["color"], "marker": "^"},
     "adapter": METHOD_STYLE["adapter"],
@@ -76,7 +77,7 @@ def differences(cells: Cells, pairs: Mapping[str, tuple[str, str]], values: Iter
     """
     def column(row: str, value: str, place: tuple) -> pd.Series:
         base, target = place
-        return cells.mean(f"{MAIN}-released" if row == RELEASED else MAIN, base, row, "tuned", target, value=value)
+        return cells.mean(study_of(row), base, row, "tuned", target, value=value)
 
     found = []
     for (name, (first, second)), value, place in product(pairs.items(), values, places):

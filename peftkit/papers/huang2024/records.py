@@ -8,9 +8,8 @@ import pandas as pd
 from ...errors import choose
 from ...studies import Record
 from ..records import records_of
-from .study import CAPTIONS, MAIN, SOURCES, STUDIES, TARGETS, TIERS, on_a_path, row_of, studies
+from .study import CAPTIONS, COMPARED, PATHS_STUDY, SOURCES, STUDIES, TARGETS, TIERS, on_a_path, row_of, studies
 
-PATHS_STUDY = f"{MAIN}-paths"
 INTEGERS = {"seed": "Int64", "layers": "Int64"}  # seed is empty for zero-shot, layers where all blocks are trained
 
 
@@ -36,8 +35,8 @@ def measures(target: float, sources: Iterable[float]) -> dict[str, float]:
 
 
 def tidy(records: Iterable[Record]) -> pd.DataFrame:
-    """A row a tested model, in the order of TARGETS; one of the main study that lies on a path has a second row with the
-    paths' study. Columns: study, base, row, target, seed (empty for zero-shot), epoch, layers (empty where all are
+    """A row a tested model, in the order of TARGETS; one of the main study that lies on a path has a second row with
+    the paths' study. Columns: study, base, row, target, seed (empty for zero-shot), epoch, layers (empty where all are
     trained), T, S, H, O, a column a source, trainable (parameters), learning_rate, seconds (of training),
     smallest_share and largest_share (of entries that SPIDER selects, over tensors and epochs).
 
@@ -68,7 +67,7 @@ def averages(frame: pd.DataFrame, base: str, scale: float = 1.0) -> pd.DataFrame
 
     scale: of the captions' T before H and O are formed: 10 gives CIDEr x 100, presumably the paper's.
     """
-    main = frame[frame["study"].isin((MAIN, f"{MAIN}-released")) & (frame["base"] == base)]
+    main = frame[frame["study"].isin(COMPARED) & (frame["base"] == base)]
     t = (main["T"] * np.where(main["target"].isin(CAPTIONS), scale, 1)).astype(float)
     scores = main.assign(T=t, H=2 * main["S"] * t / (main["S"] + t), O=(main["S"] + t) / 2)
     table = scores.groupby(["row", "target"])[["T", "S", "H", "O"]].mean().groupby("row").mean()

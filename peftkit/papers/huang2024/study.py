@@ -19,6 +19,9 @@ BASE, LARGER, RESAMPLER = "tiny-llava-s", "tiny-llava-m", "tiny-idefics2"  # the
 LAYERS = 2
 RATE, CONNECTOR_RATE = 3e-3, 5e-4  # of the tuned blocks in every row but LoRA, DoRA, adapter; of the connector in all
 BATCH = 16
+MAIN = "huang2024"
+RELEASED_STUDY, PATHS_STUDY, LAYERS_STUDY = (f"{MAIN}-{name}" for name in ("released", "paths", "layers"))
+COMPARED = (MAIN, RELEASED_STUDY)  # the studies whose rows stand side by side
 RUN_ONE = "peftkit.papers.huang2024.run:run_one"
 
 # Row -> method and options. All but the last three train the connector and the last LAYERS blocks; LoRA, DoRA and
@@ -73,12 +76,12 @@ TIERS = {
 
 def main(tier: Tier, store: RunStore) -> list[Study]:
     """Every row on the first base, some on the others."""
-    return [_study("huang2024", base, tier, store, tuple(ROWS) if base == BASE else GENERAL) for base in tier.bases]
+    return [_study(MAIN, base, tier, store, tuple(ROWS) if base == BASE else GENERAL) for base in tier.bases]
 
 
 def released(tier: Tier, store: RunStore) -> list[Study]:
     """`full` with the released form of the L2 penalty."""
-    return [_study("huang2024-released", BASE, tier, store, ("full",))]
+    return [_study(RELEASED_STUDY, BASE, tier, store, ("full",))]
 
 
 def paths(tier: Tier, store: RunStore) -> list[Study]:
@@ -86,18 +89,17 @@ def paths(tier: Tier, store: RunStore) -> list[Study]:
     grids = []
     for rates in list(zip(*PATHS.values()))[:-1]:
         chosen = {ROWS[row][0]: {"learning_rate": rate} for row, rate in zip(PATHS, rates)}
-        grids.append(_study("huang2024-paths", BASE, tier, store, tuple(PATHS), targets=PATH_TARGETS, settings=chosen))
+        grids.append(_study(PATHS_STUDY, BASE, tier, store, tuple(PATHS), targets=PATH_TARGETS, settings=chosen))
     return grids
 
 
 def layers(tier: Tier, store: RunStore) -> list[Study]:
     """Full tuning and SPIDER on fewer and on more blocks."""
-    return [_study("huang2024-layers", BASE, tier, store, ("full", "SPIDER"), targets=PATH_TARGETS, layers=depth)
+    return [_study(LAYERS_STUDY, BASE, tier, store, ("full", "SPIDER"), targets=PATH_TARGETS, layers=depth)
             for depth in DEPTHS]
 
 
-MAIN = "huang2024"
-STUDIES = {MAIN: main} | {f"{MAIN}-{build.__name__}": build for build in (released, paths, layers)}
+STUDIES = {MAIN: main, RELEASED_STUDY: released, PATHS_STUDY: paths, LAYERS_STUDY: layers}
 
 
 def studies(name: str, tier: str, store: RunStore | str | Path) -> list[Study]:
@@ -108,16 +110,21 @@ def studies(name: str, tier: str, store: RunStore | str | Path) -> list[Study]:
 
 def row_of(config: dict) -> str:
     """The row that a run's configuration belongs to. Raises PeftkitError for one that no row has."""
-    if config["study"] == f"{MAIN}-released":
+    if config["study"] == RELEASED_STUDY:
         return RELEASED
     names = {_key(*row): name for name, row in ROWS.items()}
     return names[choose("configuration of a row", _key(config["method"], config["options"]), names)]
 
 
+def study_of(row: str) -> str:
+    """The study whose runs a row of the comparison has."""
+    return RELEASED_STUDY if row == RELEASED else MAIN
+
+
 def on_a_path(config: dict) -> bool:
     """Whether a run is tested after every epoch: those of huang2024-paths, and those of the main study beside them."""
     beside = config["study"] == MAIN and config["base"] == BASE and config["task"] in PATH_TARGETS
-    return config["study"] == f"{MAIN}-paths" or beside and row_of(config) in PATHS
+    return config["study"] == PATHS_STUDY or beside and row_of(config) in PATHS
 
 
 def _key(method: str, options: dict) -> str:

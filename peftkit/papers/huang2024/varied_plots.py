@@ -3,6 +3,7 @@
 Scores are drawn in points; each drawing takes tidy data and returns the figure, for `peftkit.figures.save`.
 """
 from collections.abc import Mapping
+from itertools import product
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -10,10 +11,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from ..cells import Cells
 from ..tidy import MEAN, over_seeds
 from .plots import GRAY, IN_WORDS, NAMES, STYLE, legend
-from .records import PATHS_STUDY, equal_t
-from .study import LAYERS, LEVELS, MAIN
+from .study import BASE, LAYERS, LAYERS_STUDY, LEVELS, MAIN, PATH_TARGETS, PATHS, PATHS_STUDY
 
 RATE_STYLE = [  # the largest first
     {"linestyle": "-", "linewidth": 1.8, "markersize": 7}, {"linestyle": "--", "linewidth": 1.2, "markersize": 5},
@@ -34,7 +35,7 @@ def paths(frame: pd.DataFrame) -> pd.DataFrame:
 def depths(frame: pd.DataFrame, base: str) -> pd.DataFrame:
     """Full tuning and SPIDER by the number of tuned blocks: target, method, layers, value (T or S), row, score, low,
     high; points."""
-    layers = frame[frame["study"] == f"{MAIN}-layers"]
+    layers = frame[frame["study"] == LAYERS_STUDY]
     same = (frame["study"] == MAIN) & frame["row"].isin(layers["row"]) & frame["target"].isin(layers["target"])
     rows = pd.concat([layers, frame[same & (frame["base"] == base)].assign(layers=LAYERS)])
     rows = rows[["target", "row", "layers", "seed", "T", "S"]].rename(columns={"row": "method"})
@@ -42,17 +43,20 @@ def depths(frame: pd.DataFrame, base: str) -> pd.DataFrame:
     return over_seeds(rows.assign(score=100 * rows["score"].astype(float)), ["target", "method", "layers", "value"])
 
 
-def over_levels(frame: pd.DataFrame) -> pd.DataFrame:
+def over_levels(cells: Cells) -> pd.DataFrame:
     """SPIDER minus each other row in S at equal T, paired by seed: target, rival, share (of the way to the highest
-    common T, in percent; LEVELS), T, score (mean), low, high (95 % t interval); points."""
+    common T, in percent; LEVELS), T, score (mean), low, high (95 % t interval); points. What has no runs has no row."""
+    def kept(row: str, target: str, level: float, value: str = "S") -> pd.Series:
+        return cells.mean(PATHS_STUDY, BASE, row, "tuned", target, level, value=value)
+
     found = []
-    for share in LEVELS:
-        kept = equal_t(frame, share).pivot(index=["target", "T", "seed"], columns="row", values="S")
-        gaps = -100 * kept.drop(columns="SPIDER").sub(kept["SPIDER"], axis=0)
-        found.append(gaps.reset_index().melt(["target", "T", "seed"], var_name="rival", value_name="score")
-                     .assign(share=round(100 * share)))
-    data = over_seeds(pd.concat(found, ignore_index=True), ["target", "rival", "share", "T"])
-    return data[data["row"] == MEAN].drop(columns="row").assign(T=lambda rows: 100 * rows["T"])
+    for level, target, rival in product(LEVELS, PATH_TARGETS, PATHS):
+        if rival != "SPIDER":
+            gaps, t = kept("SPIDER", target, level) - kept(rival, target, level), kept(rival, target, level, "T").mean()
+            found += [(target, rival, round(100 * level), t, seed, gap) for seed, gap in gaps.items()]
+    rows = pd.DataFrame(found, columns=["target", "rival", "share", "T", "seed", "score"])
+    data = over_seeds(rows, ["target", "rival", "share", "T"])
+    return data[data["row"] == MEAN].drop(columns="row")
 
 
 # ---- drawings --------------------------------------------------------------------------------------------------------

@@ -192,18 +192,27 @@ def test_a_step_without_gradients_is_refused(toy):
 
 # ---- in a training run -----------------------------------------------------------------------------------------------
 
-def run(tiny_llava, rows, monkeypatch, checkpointing=False, **settings):
-    """Masks after each step of a run in peftkit.train, and the weights at its end."""
-    masks, after = [], MaskRule.after_step
+def masks_of(rule):
+    return [rule.mask(tensor) for tensor in rule.tensors]
+
+
+def some(rows, chosen):
+    return dataclasses.replace(rows, **{name: [getattr(rows, name)[row] for row in chosen] for name in (
+        "prompts", "answers", "references", "question_ids", "picture_ids")},
+        pictures={name: value[chosen] for name, value in rows.pictures.items()})
+
+
+def run(tiny_llava, rows, monkeypatch, checkpointing=False, look=masks_of, **settings):
+    """What `look` sees of the rule after each step of a run in peftkit.train, and the weights at its end."""
+    seen, after = [], MaskRule.after_step
     model = peftkit.inject(copy.deepcopy(tiny_llava.model), "spider", layers=1, connector="tuned")
     if checkpointing:
         model.gradient_checkpointing_enable()
         model.enable_input_require_grads()
     with monkeypatch.context() as watched:
-        watched.setattr(MaskRule, "after_step", lambda rule: (after(rule), masks.append(
-            [rule.mask(tensor) for tensor in rule.tensors])))
+        watched.setattr(MaskRule, "after_step", lambda rule: (after(rule), seen.append(look(rule))))
         result = train(model, tiny_llava.processor, dataclasses.replace(rows), dataclasses.replace(CONFIG, **settings))
-    return masks, [tensor.weight.detach().clone() for tensor in tuned(model)], result.steps
+    return seen, [tensor.weight.detach().clone() for tensor in tuned(model)], result.steps
 
 
 def test_a_rule_sees_gradients_before_they_are_clipped(tiny_llava, rows, monkeypatch):
@@ -214,10 +223,7 @@ def test_a_rule_sees_gradients_before_they_are_clipped(tiny_llava, rows, monkeyp
 
 
 def test_micro_batches_give_the_masks_of_the_whole_batch(tiny_llava, rows, monkeypatch):
-    row = [0] * 4  # one row four times, so that the mean over batches is the mean over the batch
-    same = dataclasses.replace(rows, **{name: [getattr(rows, name)[r] for r in row] for name in (
-        "prompts", "answers", "references", "question_ids", "picture_ids")},
-        pictures={name: value[row] for name, value in rows.pictures.items()})
+    same = some(rows, [0] * 4)  # one row four times, so that the mean over batches is the mean over the batch
     whole, ours, steps = run(tiny_llava, same, monkeypatch, epochs=3, batch_size=4)
     parts, plain, again = run(tiny_llava, same, monkeypatch, epochs=3, batch_size=2, accumulation=2)
     assert steps == again == len(whole) == len(parts) == 3
@@ -230,20 +236,10 @@ def test_micro_batches_give_the_masks_of_the_whole_batch(tiny_llava, rows, monke
 def test_the_sum_of_gradients_ignores_micro_batches_and_clipping(tiny_llava, rows, monkeypatch, settings):
     order = sorted(range(len(rows.answers)), key=lambda row: len(rows.answers[row]))
     chosen = [*order[:2], *order[-2:]]  # answers of unequal length: the mean over batches is not that of the batch
-    unequal = dataclasses.replace(rows, **{name: [getattr(rows, name)[row] for row in chosen] for name in (
-        "prompts", "answers", "references", "question_ids", "picture_ids")},
-        pictures={name: value[chosen] for name, value in rows.pictures.items()})
-    sums = []
-    for changed in ({}, settings):
-        found, after = [], MaskRule.after_step
-        with monkeypatch.context() as watched:
-            watched.setattr(MaskRule, "after_step", lambda rule: (found.append(rule.state_dict()), after(rule)))
-            model = peftkit.inject(copy.deepcopy(tiny_llava.model), "spider", layers=1, connector="tuned")
-            config = dataclasses.replace(CONFIG, **changed)
-            train(model, tiny_llava.processor, dataclasses.replace(unequal), config)
-        sums.append(found[0])
-    for name, total in sums[0].items():
-        torch.testing.assert_close(sums[1][name], total, rtol=0, atol=1e-5 * total.abs().max().item())
+    sums, others = (run(tiny_llava, some(rows, chosen), monkeypatch, look=MaskRule.state_dict, **changed)[0][0]
+                    for changed in ({}, settings))
+    for name, total in sums.items():
+        torch.testing.assert_close(others[name], total, rtol=0, atol=1e-5 * total.abs().max().item())
 
 
 def test_gradient_checkpointing_changes_nothing(tiny_llava, rows, monkeypatch):
